@@ -1,0 +1,97 @@
+"""Posed pictures of one object.
+
+In: colour, alpha, depth and cameras of V views, read from a shard, rendered, or given by a user. Out: the same, picked,
+resized, composited. Convention: colour is sRGB in [0, 1] with straight alpha, composited exactly once (white by default),
+after any resizing of colour premultiplied by alpha; depth is planar z in object units, 0 = no surface, masked first and
+resized by nearest neighbour only. Trade: square or not, all views of an object share one size. Verified by tests on flat
+colours at silhouettes and on depth edges that resizing must not invent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from geolrm.cameras import Cameras
+
+
+@dataclass(frozen=True)
+class Views:
+    """V posed pictures of one object.
+
+    Attributes:
+        key: the object's name, unique within its data set.
+        cameras: (V,).
+        colour: (V, 3, H, W) sRGB in [0, 1], straight alpha.
+        alpha: (V, 1, H, W) in [0, 1].
+        depth: (V, H, W) planar z, 0 = no surface; None where only pictures are known.
+    """
+
+    key: str
+    cameras: Cameras
+    colour: Tensor
+    alpha: Tensor
+    depth: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        count, _, height, width = self.colour.shape
+        if self.alpha.shape != (count, 1, height, width) or len(self.cameras) != count:
+            raise ValueError(
+                f"{self.key}: colour {self.colour.shape}, alpha {self.alpha.shape}, {len(self.cameras)} cameras"
+            )
+        if self.depth is not None and self.depth.shape != (count, height, width):
+            raise ValueError(f"{self.key}: colour {self.colour.shape}, depth {self.depth.shape}")
+
+    def __len__(self) -> int:
+        return len(self.colour)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.colour.shape[-2], self.colour.shape[-1]
+
+    def __getitem__(self, index: Sequence[int] | slice) -> Views:
+        """The views at these positions, in this order."""
+        picked = index if isinstance(index, slice) else list(index)
+        depth = None if self.depth is None else self.depth[picked]
+        return replace(
+            self, cameras=self.cameras[picked], colour=self.colour[picked], alpha=self.alpha[picked], depth=depth
+        )
+
+    def to(self, device: torch.device | str) -> Views:
+        depth = None if self.depth is None else self.depth.to(device)
+        return replace(
+            self,
+            cameras=self.cameras.to(device),
+            colour=self.colour.to(device),
+            alpha=self.alpha.to(device),
+            depth=depth,
+        )
+
+    def composited(self, background: float | Tensor = 1.0) -> Tensor:
+        """(V, 3, H, W) pictures over a background: a grey level or a (3,) colour."""
+        if isinstance(background, Tensor):
+            background = background.reshape(1, 3, 1, 1)
+        return self.colour * self.alpha + background * (1 - self.alpha)
+
+    @property
+    def foreground(self) -> Tensor:
+        """(V, 1, H, W) bool, true alpha > 0.5: the pixels of every foreground metric."""
+        return self.alpha > 0.5
+
+    def resized(self, height: int, width: int) -> Views:
+        """The same views at another size: colour and alpha antialiased (premultiplied), depth by nearest neighbour."""
+        if self.size == (height, width):
+            return self
+        premultiplied = torch.cat([self.colour * self.alpha, self.alpha], dim=1)
+        smooth = F.interpolate(premultiplied, (height, width), mode="bilinear", antialias=True, align_corners=False)
+        alpha = smooth[:, 3:].clamp(0, 1)
+        colour = torch.where(alpha > 1e-4, smooth[:, :3] / alpha.clamp(min=1e-4), 0.0).clamp(0, 1)
+        depth = self.depth
+        if depth is not None:
+            depth = F.interpolate(depth[:, None], (height, width), mode="nearest-exact")[:, 0]
+        return replace(self, colour=colour, alpha=alpha, depth=depth)
