@@ -44,7 +44,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise BadInput("checkpoint_missing", path, "no such file", "train the stage first: `dvc repro`") from error
     except safetensors.SafetensorError as error:
-        raise BadInput("checkpoint_unreadable", path, str(error), "the file is cut short or no safetensors file") from error
+        raise BadInput(
+            "checkpoint_unreadable", path, str(error), "the file is cut short or no safetensors file"
+        ) from error
 
 
 def load_strictly(network: nn.Module, tensors: dict[str, Tensor], where: object) -> None:
