@@ -18,7 +18,6 @@ from geolrm.config import Params
 from geolrm.data.loader import Sample, ShardDataset
 from geolrm.failures import BadInput
 from geolrm.files import sha256_of
-from geolrm.passport import passport
 from geolrm.training.loop import Stage, TrainingDiverged
 
 

@@ -28,6 +28,7 @@ from geolrm.config import Optimisation, Section
 from geolrm.data.loader import Sample, ShardDataset, batches
 from geolrm.failures import BadInput
 from geolrm.files import write_whole
+from geolrm.passport import passport
 from geolrm.training.checkpoint import load_resume_state, newest_resume_state, save_checkpoint, save_resume_state
 
 Item = TypeVar("Item")
@@ -233,7 +234,8 @@ def train(
                 log.flush()
                 save_resume_state(folder, step + 1, stage.network, optimiser, facts)
     if last == o.steps:
-        save_checkpoint(folder, stage.name, stage.network, stage.config, {"steps": o.steps, **facts})
+        facts = {"steps": o.steps, **facts, "passport": passport(seed=o.seed)}
+        save_checkpoint(folder, stage.name, stage.network, stage.config, facts)
 
 
 def _validate(stage: Stage[Any], samples: list[Sample], folder: Path, step: int) -> dict[str, float]:
