@@ -161,8 +161,8 @@ def test_offsets_reach_equally_far_both_ways_and_no_farther(anchors) -> None:
     gaussians = head(torch.randn(9, 24), anchors[0])
     offsets = gaussians.means - anchors[0].repeat_interleave(5, dim=0)
     limit = RECONSTRUCTION.max_offset
-    assert offsets.max() == pytest.approx(limit, rel=1e-4)
-    assert offsets.min() == pytest.approx(-limit, rel=1e-4)
+    assert offsets.max().item() == pytest.approx(limit, rel=1e-4)
+    assert offsets.min().item() == pytest.approx(-limit, rel=1e-4)
     assert (gaussians.log_scales <= math.log(RECONSTRUCTION.max_scale) + 1e-6).all()
     assert ((gaussians.sh_dc * SH_C0).abs() <= 0.5 + 1e-6).all()
     assert all(torch.isfinite(t).all() for t in gaussians.tensors)
