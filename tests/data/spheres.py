@@ -11,7 +11,9 @@ from geolrm.data.rig import render_rig, test_rig
 from geolrm.views import Views
 
 
-def sphere_views(key: str, cameras: Cameras, size: int, radius: float, centre: torch.Tensor) -> tuple[Views, torch.Tensor]:
+def sphere_views(
+    key: str, cameras: Cameras, size: int, radius: float, centre: torch.Tensor
+) -> tuple[Views, torch.Tensor]:
     """Views of a sphere with a texture of many colours, and its normals (V, 3, H, W)."""
     origins, directions = cameras.rays(size, size)
     towards = origins - centre
@@ -28,7 +30,9 @@ def sphere_views(key: str, cameras: Cameras, size: int, radius: float, centre: t
     return Views(key, cameras, colour, alpha, depth), normals.permute(0, 3, 1, 2)
 
 
-def sphere_object(key: str, split: str = "train", size: int = 24, *, samples: int = 500, shift: float = 0.0) -> RenderedObject:
+def sphere_object(
+    key: str, split: str = "train", size: int = 24, *, samples: int = 500, shift: float = 0.0
+) -> RenderedObject:
     """A sphere whose radius follows from its key; without true surface samples if `samples` is 0."""
     radius = 0.2 + 0.2 * hashlib.sha256(key.encode()).digest()[0] / 255
     centre = torch.tensor([shift, 0.0, 0.0])
@@ -44,7 +48,9 @@ def sphere_object(key: str, split: str = "train", size: int = 24, *, samples: in
         "surface": "closed form" if samples else "depth",
         "rig": "own",
     }
-    directions = torch.nn.functional.normalize(torch.randn(samples, 3, generator=torch.Generator().manual_seed(1)), dim=-1)
+    directions = torch.nn.functional.normalize(
+        torch.randn(samples, 3, generator=torch.Generator().manual_seed(1)), dim=-1
+    )
     points, point_normals = (directions * radius + centre, directions) if samples else (None, None)
     return RenderedObject(key, views, normals, tests, points, point_normals, meta)
 
