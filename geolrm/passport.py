@@ -17,7 +17,18 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "torchvision", "transformers", "numba", "numpy", "gsplat", "lpips", "scikit-image", "webdataset", "open3d")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "numba",
+    "numpy",
+    "gsplat",
+    "lpips",
+    "scikit-image",
+    "webdataset",
+    "open3d",
+)
 
 
 def commit(folder: Path = Path(__file__).parent) -> str | None:
@@ -25,7 +36,10 @@ def commit(folder: Path = Path(__file__).parent) -> str | None:
     try:
         head = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         changes = subprocess.run(
-            ["git", "-C", folder, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
+            ["git", "-C", folder, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (FileNotFoundError, subprocess.CalledProcessError):
         return None

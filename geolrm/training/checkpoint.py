@@ -95,7 +95,7 @@ def load_model(path: Path | str) -> tuple[nn.Module, dict[str, Any]]:
     except (json.JSONDecodeError, KeyError) as error:
         raise BadInput("checkpoint_unreadable", side, f"no checkpoint record ({error})") from error
     tensors = read_tensors(weights)
-    network = network_type(config_type.model_validate(record["config"]))
+    network = network_type(config_type.model_validate(record["config"]), pretrained=False)
     load_strictly(network, tensors, weights)
     if sha256_of(weights) != expected:
         raise BadInput("checkpoint_unreadable", weights, "its hash is not the one in checkpoint.json", "train again")

@@ -26,7 +26,9 @@ from tqdm import tqdm
 
 from geolrm.config import Optimisation, Section
 from geolrm.data.loader import Sample, ShardDataset, batches
+from geolrm.failures import BadInput
 from geolrm.files import write_whole
+from geolrm.passport import passport
 from geolrm.training.checkpoint import load_resume_state, newest_resume_state, save_checkpoint, save_resume_state
 
 Item = TypeVar("Item")
@@ -138,6 +140,13 @@ def _loader(stage: Stage[Any], dataset: ShardDataset, first_step: int, workers: 
     )
 
 
+def _diverged(stage: Stage[Any], what: str, step: int, items: list[Any], folder: Path) -> TrainingDiverged:
+    newest = newest_resume_state(folder)
+    good = f"the last good state is {newest[0]}" if newest else "no state had been saved"
+    keys = ", ".join(item.key for item in items)
+    return TrainingDiverged(f"{stage.name}: {what} at step {step + 1} on {keys}; {good}")
+
+
 def _train_step(
     stage: Stage[Any], items: list[Any], step: int, optimiser: torch.optim.Optimizer, folder: Path
 ) -> dict[str, float]:
@@ -150,19 +159,20 @@ def _train_step(
     line: dict[str, float] = {}
     for part in range(o.accumulate):
         batch = items[part * o.batch : (part + 1) * o.batch]
-        loss, parts = stage.losses(batch, step * o.accumulate + part)
+        try:
+            loss, parts = stage.losses(batch, step * o.accumulate + part)
+        except BadInput as error:
+            if error.reason == "gaussians_not_finite":
+                raise _diverged(stage, "Gaussians are not finite", step, batch, folder) from error
+            raise
         if not torch.isfinite(loss):
-            keys = ", ".join(item.key for item in batch)
-            newest = newest_resume_state(folder)
-            good = f"the last good state is {newest[0]}" if newest else "no state had been saved"
-            raise TrainingDiverged(f"{stage.name}: loss {loss.item()} at step {step + 1} on {keys}; {good}")
+            raise _diverged(stage, f"the loss is {loss.item()}", step, batch, folder)
         (loss / o.accumulate).backward()
         for name, value in {"loss": loss, **{f"loss/{n}": v for n, v in parts.items()}}.items():
             line[name] = line.get(name, 0.0) + value.item() / o.accumulate
     norm = torch.nn.utils.clip_grad_norm_(stage.network.parameters(), o.clip)
     if not torch.isfinite(norm):
-        keys = ", ".join(item.key for item in items)
-        raise TrainingDiverged(f"{stage.name}: gradient norm {norm.item()} at step {step + 1} on {keys}")
+        raise _diverged(stage, f"the gradient norm is {norm.item()}", step, items, folder)
     optimiser.step()
     return {**line, "learning_rate": rate, "gradient_norm": norm.item()}
 
@@ -224,7 +234,8 @@ def train(
                 log.flush()
                 save_resume_state(folder, step + 1, stage.network, optimiser, facts)
     if last == o.steps:
-        save_checkpoint(folder, stage.name, stage.network, stage.config, {"steps": o.steps, **facts})
+        facts = {"steps": o.steps, **facts, "passport": passport(seed=o.seed)}
+        save_checkpoint(folder, stage.name, stage.network, stage.config, facts)
 
 
 def _validate(stage: Stage[Any], samples: list[Sample], folder: Path, step: int) -> dict[str, float]:
