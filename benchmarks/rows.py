@@ -41,7 +41,17 @@ STATUSES = {
     "not_installed": "a part of the method is missing here: not scored, tried again by the next sweep",
 }
 PASSPORT = (
-    *("protocol", "protocol_hash", "dataset_hash", "checkpoint_hash", "commit", "device", "versions", "precision", "seed"),
+    *(
+        "protocol",
+        "protocol_hash",
+        "dataset_hash",
+        "checkpoint_hash",
+        "commit",
+        "device",
+        "versions",
+        "precision",
+        "seed",
+    ),
     *("lpips", "memory"),
 )
 IDENTITY = ("protocol_hash", "dataset_hash", "checkpoint_hash", "lpips", "device", "precision", "seed")
@@ -87,7 +97,9 @@ def read_rows(path: Path) -> list[Row]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise BadInput("row_unreadable", f"{path}, line {number}", str(error), "remove the line, or the file") from error
+            raise BadInput(
+                "row_unreadable", f"{path}, line {number}", str(error), "remove the line, or the file"
+            ) from error
     return rows
 
 

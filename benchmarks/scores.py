@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 BACKGROUND = 1.0
 
 
-def picture_scores(images: Tensor, truth: Tensor, foreground: Tensor, perceptual: PerceptualMetrics) -> dict[str, float | None]:
+def picture_scores(
+    images: Tensor, truth: Tensor, foreground: Tensor, perceptual: PerceptualMetrics
+) -> dict[str, float | None]:
     """Picture metrics, means over views, of pictures (V, 3, H, W); None for what cannot be measured here."""
     in_front = image.psnr_foreground(images, truth, foreground)
     values: dict[str, Tensor | None] = {

@@ -17,16 +17,28 @@ from typing import Any
 from benchmarks.rows import COST_METRICS, GEOMETRY_METRICS, PICTURE_METRICS, Row
 
 MEANS = (*PICTURE_METRICS, *(m for m in GEOMETRY_METRICS if not m.startswith(("precision", "recall"))), *COST_METRICS)
-TABLE = ("psnr", "psnr_foreground", "ssim", "lpips_alex", "lpips_vgg", "cd_sum", "fscore_0.2", "fscore_0.1", "fscore_0.05")
+TABLE = (
+    "psnr",
+    "psnr_foreground",
+    "ssim",
+    "lpips_alex",
+    "lpips_vgg",
+    "cd_sum",
+    "fscore_0.2",
+    "fscore_0.1",
+    "fscore_0.05",
+)
 Group = tuple[str, int, str]  # method, views, where the true surface came from
 
 
 def groups(rows: Iterable[Row]) -> dict[Group, list[Row]]:
-    """Rows by method, view count and kind of true surface, in the order in which they first appear."""
+    """Rows by method, in the order of their first appearance, then by view count and kind of true surface."""
+    methods: dict[str, int] = {}
     found: dict[Group, list[Row]] = {}
     for row in rows:
+        methods.setdefault(row["method"], len(methods))
         found.setdefault((row["method"], row["views"], row["surface"]), []).append(row)
-    return dict(sorted(found.items(), key=lambda item: (list(found).index((item[0])), item[0][1])))
+    return {group: found[group] for group in sorted(found, key=lambda g: (methods[g[0]], g[1:]))}
 
 
 def common_objects(rows: list[Row]) -> set[str]:

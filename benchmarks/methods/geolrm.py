@@ -40,10 +40,10 @@ def load_networks(context: Context) -> tuple[GeoLRM, str]:
 
 
 @torch.no_grad()
-def anchors_of(model: GeoLRM, views: Views) -> Tensor:
+def anchors_of(model: GeoLRM, views: Views, max_anchors: int) -> Tensor:
     """(N, 3) anchor points that the model proposes for these views, N = 0 where it sees nothing."""
     occupied = model.proposal(views.composited()[None], views.cameras[None])[0] > 0
-    return anchor_points(occupied, model.reconstruction.max_anchors)
+    return anchor_points(occupied, max_anchors)
 
 
 def load(context: Context) -> Method:
@@ -51,6 +51,6 @@ def load(context: Context) -> Method:
     model, checkpoint = load_networks(context)
 
     def reconstruct(views: Views) -> Gaussians:
-        return model.reconstruct(views)
+        return model.reconstruct(views, context.params.sweep.max_anchors)
 
     return Method(reconstruct, checkpoint)

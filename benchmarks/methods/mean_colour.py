@@ -56,7 +56,7 @@ def load(context: Context) -> Method:
     half_voxel = 0.5 / context.params.proposal.voxel_resolution
 
     def reconstruct(views: Views) -> Gaussians:
-        anchors = anchors_of(model, views)
+        anchors = anchors_of(model, views, context.params.sweep.max_anchors)
         colours = mean_foreground_colour(views).expand(len(anchors), 3)
         return round_gaussians(anchors, colours, half_spacing(anchors, half_voxel))
 

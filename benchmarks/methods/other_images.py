@@ -27,7 +27,7 @@ def load(context: Context) -> Method:
     @torch.no_grad()
     def reconstruct(views: Views) -> Gaussians:
         other = context.other_views(views.key, len(views)).resized(*views.size).to(context.device)
-        anchors = anchors_of(model, views)
+        anchors = anchors_of(model, views, context.params.sweep.max_anchors)
         if len(anchors) == 0:
             return Gaussians.empty(context.device)
         wrong = replace(views, colour=other.colour, alpha=other.alpha, depth=None)
