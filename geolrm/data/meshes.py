@@ -39,7 +39,16 @@ NEUTRAL_GREY = 0.6  # sRGB, of a mesh that has neither texture nor colours
 UNTEXTURED = "untextured"  # the warning in an object's meta, and what stats count it by
 
 # What parsers of other people's files raise when these are malformed.
-MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, struct.error, AssertionError)
+MALFORMED = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    struct.error,
+    AssertionError,
+)
 TRUNCATED = (EOFError, zlib.error, tarfile.ReadError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 
 # Object frame (z up) from a source frame with another axis up: proper rotations, rows are the object's axes in the source.
@@ -50,6 +59,32 @@ ROTATION_FROM_UP: dict[str, tuple[tuple[int, int, int], ...]] = {
     "-y": ((1, 0, 0), (0, 0, 1), (0, -1, 0)),
     "x": ((0, 0, -1), (0, 1, 0), (1, 0, 0)),
     "-x": ((0, 0, 1), (0, 1, 0), (-1, 0, 0)),
+}
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What holds for all objects of a data set.
+
+    Attributes:
+        licence, attribution: as its owner asks.
+        unit: of the source's coordinates, None where the owner does not say.
+        up: the axis of the source that points up, by default.
+        up_exceptions: objects, by key, that stand otherwise.
+    """
+
+    licence: str | None
+    attribution: str | None
+    unit: str | None
+    up: Up
+    up_exceptions: dict[str, Up] = field(default_factory=dict)
+
+
+# Facts about the data sets that we know, whatever layout they come in; datasets/<name>/README.md says where from.
+KNOWN_DATASETS: dict[str, SourceFacts] = {
+    "gso": SourceFacts("CC BY 4.0", "Google LLC, Google Scanned Objects", "m", "z"),
+    "omniobject3d": SourceFacts("CC BY 4.0", "OmniObject3D (Wu et al., CVPR 2023)", None, "y"),
+    "hope": SourceFacts("CC BY-NC-SA 4.0", "NVIDIA, HOPE object set", "cm", "y", {"bottle_002": "z"}),
 }
 
 
@@ -258,7 +293,9 @@ def companion(files: Files, base: str, name: str) -> str | None:
 
 def _mentioned(data: bytes, keyword: bytes) -> list[str]:
     """Arguments of the lines of an OBJ or MTL file that start with a keyword."""
-    return [m.decode("utf-8", "replace").strip() for m in re.findall(rb"(?mi)^[ \t]*" + keyword + rb"[ \t]+(.+?)\s*$", data)]
+    return [
+        m.decode("utf-8", "replace").strip() for m in re.findall(rb"(?mi)^[ \t]*" + keyword + rb"[ \t]+(.+?)\s*$", data)
+    ]
 
 
 def _texture_file(argument: str) -> str:
@@ -411,7 +448,9 @@ def read_materials(bundle: Bundle, libraries: list[str]) -> dict[str, Material]:
         where = f"{bundle.where}!{library}"
         if library not in bundle.files:
             remedy = "put the .mtl beside the .obj"
-            raise BadInput("material_missing", where, f"{bundle.mesh_name} names a material file that is absent", remedy)
+            raise BadInput(
+                "material_missing", where, f"{bundle.mesh_name} names a material file that is absent", remedy
+            )
         name = ""
         for line in bundle.files[library].decode("utf-8", "replace").splitlines():
             keyword, _, argument = line.strip().partition(" ")
