@@ -31,9 +31,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from geolrm.config import Params, load_params
+from geolrm.data.lighting import LIGHTING
 from geolrm.data.meshes import KNOWN_DATASETS, Bundle, Dropped, Layout, SourceFacts, Up, read_source
 from geolrm.data.object_tar import read_object_tar, write_object_tar
-from geolrm.data.raycast import LIGHTING, SURFACE_POINTS, Open3DMissing, import_open3d, rendered_object
+from geolrm.data.raycast import SURFACE_POINTS, Open3DMissing, import_open3d, rendered_object
 from geolrm.data.reprojection import reprojection_error
 from geolrm.data.rig import FOV, RADIUS, view_roles
 from geolrm.failures import BadInput

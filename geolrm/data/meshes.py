@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from geolrm.data.lighting import linear_from_srgb, srgb_from_linear
 from geolrm.failures import BadInput
 
 Layout = Literal["gso_zip", "raw_scans", "folder"]
@@ -560,16 +562,14 @@ def read_obj(bundle: Bundle) -> TexturedMesh:
     )
 
 
-def srgb_from_linear(linear: Any) -> Any:
-    """The sRGB transfer function (IEC 61966-2-1) on an array in [0, 1]."""
-    linear = np.clip(np.asarray(linear, dtype=np.float32), 0, 1)
-    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.power(linear, 1 / 2.4) - 0.055)
+def _to_srgb(linear: Any) -> Floats:
+    """sRGB of linear light, any shape."""
+    return srgb_from_linear(torch.from_numpy(np.clip(np.asarray(linear, dtype=np.float64), 0, 1))).numpy()
 
 
-def linear_from_srgb(srgb: Any) -> Any:
-    """Inverse of `srgb_from_linear`."""
-    srgb = np.clip(np.asarray(srgb, dtype=np.float32), 0, 1)
-    return np.where(srgb <= 0.04045, srgb / 12.92, np.power((srgb + 0.055) / 1.055, 2.4))
+def _to_linear(srgb: Any) -> Floats:
+    """Linear light of sRGB, any shape."""
+    return linear_from_srgb(torch.from_numpy(np.clip(np.asarray(srgb, dtype=np.float64), 0, 1))).numpy()
 
 
 def _geometry_material(visual: Any, is_gltf: bool) -> tuple[Material, bool]:
@@ -580,14 +580,14 @@ def _geometry_material(visual: Any, is_gltf: bool) -> tuple[Material, bool]:
     colour = np.full(3, 1.0)
     if factor is not None:
         colour = np.asarray(factor, dtype=np.float64)[:3] / (255.0 if np.asarray(factor).dtype.kind in "ui" else 1.0)
-    linear = linear_from_srgb(colour) if not is_gltf else colour
+    linear = _to_linear(colour) if not is_gltf else colour
     if texture is not None:
         pixels = np.asarray(texture.convert("RGB"))
         if not np.allclose(linear, 1.0):
-            pixels = np.round(srgb_from_linear(linear_from_srgb(pixels / 255.0) * linear) * 255).astype(np.uint8)
+            pixels = np.round(_to_srgb(_to_linear(pixels / 255.0) * linear) * 255).astype(np.uint8)
         return Material(texture=pixels), True
     if factor is not None:
-        r, g, b = srgb_from_linear(linear).tolist()
+        r, g, b = _to_srgb(linear).tolist()
         return Material(colour=(r, g, b)), True
     return Material(), False
 
@@ -605,7 +605,7 @@ def _geometry(geometry: Any, is_gltf: bool) -> TexturedMesh:
         colours = np.asarray(attributes["color"])
     if colours is not None:
         colours = colours[:, :3].astype(np.float32) / (255.0 if colours.dtype == np.uint8 else 1.0)
-        colours = srgb_from_linear(colours).astype(np.float32) if is_gltf else np.clip(colours, 0, 1)
+        colours = _to_srgb(colours).astype(np.float32) if is_gltf else np.clip(colours, 0, 1)
     material, said = _geometry_material(visual, is_gltf)
     uv = getattr(visual, "uv", None)
     corner_uv = np.asarray(uv, dtype=np.float32)[:, :2][faces] if uv is not None and len(faces) else None

@@ -3,7 +3,7 @@
 In: a normalised `TexturedMesh` and cameras. Out: colour, alpha, planar depth and world normals per view; from them the
 object that is written as an object tar. Convention: depth and normals are those of the ray through the pixel's centre, alpha
 is the share of the pixel's sub-rays (a jittered grid) that hit, colour the mean of those that hit; the lighting is fixed in
-the world, the same for all views and objects (docs/rendering.md). Trade: Open3D's Embree needs no display and no GPU, but
+the world, the same for all views and objects (`geolrm.data.lighting`). Trade: Open3D's Embree needs no display and no GPU, but
 textures are antialiased by the sub-rays alone, without mip levels, so that nothing bleeds across the seams of a scan's atlas.
 Verified on cubes with a colour a face, on spheres in closed form, and by landing the depth of each view on the next.
 """
@@ -19,16 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geolrm.cameras import Cameras
+from geolrm.data.lighting import irradiance, linear_from_srgb, srgb_from_linear
 from geolrm.data.meshes import (
     Bundle,
     Material,
     TexturedMesh,
     Up,
-    linear_from_srgb,
     normalised,
     read_mesh,
     sample_surface,
-    srgb_from_linear,
 )
 from geolrm.data.object_tar import RenderedObject
 from geolrm.data.rig import render_rig, test_rig
@@ -36,13 +35,6 @@ from geolrm.views import Views
 
 SURFACE_POINTS = 65_536
 RAYS_AT_ONCE = 1 << 18
-LIGHTING = "hemisphere-two-lights-1"  # changes whenever a number below does: it is part of what makes a render stale
-# Irradiance over the albedo, linear light: a sky above and a ground below, and two lights far away.
-SKY, GROUND = 0.70, 0.50
-LIGHTS: tuple[tuple[tuple[float, float, float], float], ...] = (
-    ((0.5, 0.4, 0.77), 0.24),  # direction towards the light (normalised in use), strength
-    ((-0.6, -0.5, 0.62), 0.10),
-)
 
 Floats = NDArray[np.float32]
 
@@ -75,7 +67,7 @@ class GBuffers:
     Attributes:
         colour: (V, 3, H, W) sRGB in [0, 1], straight alpha, 0 where alpha is 0.
         alpha: (V, 1, H, W) covered share of the pixel.
-        depth: (V, H, W) planar z at the pixel's centre, 0 = no surface.
+        depth: (V, H, W) planar z at the pixel's centre, 0 = no surface there or alpha 0.
         normals: (V, 3, H, W) unit, world, of the flat face, turned towards the camera; 0 where depth is 0.
     """
 
@@ -83,15 +75,6 @@ class GBuffers:
     alpha: Tensor
     depth: Tensor
     normals: Tensor
-
-
-def irradiance(normals: Floats) -> Floats:
-    """Light (..., 1) that falls on surfaces of unit normals (..., 3), relative to full white, linear."""
-    light = GROUND + (SKY - GROUND) * (0.5 + 0.5 * normals[..., 2:])
-    for direction, strength in LIGHTS:
-        unit = np.array(direction, dtype=np.float32) / np.float32(np.linalg.norm(direction))
-        light = light + strength * np.maximum(normals @ unit, 0)[..., None]
-    return light.astype(np.float32)
 
 
 def sample_texture(texture: NDArray[np.uint8], uv: Floats) -> Floats:
@@ -168,15 +151,16 @@ class RayCaster:
         smooth = np.where(usable, smooth / np.where(usable, length, 1), flat)
         return np.where((smooth * flat).sum(-1, keepdims=True) < 0, -smooth, smooth).astype(np.float32)
 
-    def radiance(self, directions: Floats, hits: dict[str, Any]) -> tuple[NDArray[np.bool_], Floats]:
-        """Which rays (N,) hit, and the light (M, 3), linear, that comes back along those that do."""
+    def colours(self, directions: Floats, hits: dict[str, Any]) -> tuple[NDArray[np.bool_], Floats]:
+        """Which rays (N,) hit, and the colour (M, 3), sRGB, that those that do see."""
         hit = np.isfinite(hits["t_hit"])
         face = hits["primitive_ids"][hit].astype(np.int64)
         second_third = hits["primitive_uvs"][hit]
         weights = np.concatenate([1 - second_third.sum(-1, keepdims=True), second_third], axis=-1)
         flat = facing(hits["primitive_normals"][hit], directions[hit])
-        light = irradiance(self.shading_normals(face, weights, flat))
-        return hit, (linear_from_srgb(self.albedo(face, weights)) * light).astype(np.float32)
+        light = irradiance(torch.from_numpy(self.shading_normals(face, weights, flat).T))
+        linear = linear_from_srgb(torch.from_numpy(self.albedo(face, weights))) * light[:, None]
+        return hit, srgb_from_linear(linear.clamp(0, 1)).numpy()
 
     def render(self, cameras: Cameras, resolution: int, supersampling: int) -> GBuffers:
         """Views of `resolution` pixels a side, `supersampling`^2 sub-rays a pixel, from cameras (V,)."""
@@ -208,11 +192,12 @@ class RayCaster:
             hits = self.cast(origin, directions)
             depth[out] = np.where(np.isfinite(hits["t_hit"]), hits["t_hit"], 0).reshape(count, width)
             flat = facing(hits["primitive_normals"], directions)
-            normals[out] = flat.reshape(count, width, 3) * (depth[out] > 0)[..., None]
             subpixels = corner[:, :, None] + jitter[first : first + count]
             directions = pixel_directions(subpixels, resolution, matrix)
-            hit, light = self.radiance(directions, self.cast(origin, directions))
-            colour[out], alpha[out] = average(hit.reshape(count, width, -1), light)
+            hit, colours = self.colours(directions, self.cast(origin, directions))
+            colour[out], alpha[out] = average(hit.reshape(count, width, -1), colours)
+            seen = (depth[out] > 0) & (alpha[out] > 0)
+            depth[out], normals[out] = depth[out] * seen, flat.reshape(count, width, 3) * seen[..., None]
         return colour, alpha, depth, normals
 
     def _window(self, camera: Cameras, resolution: int) -> tuple[slice, slice]:
@@ -255,18 +240,19 @@ def pixel_directions(pixels: Floats, resolution: int, matrix: Floats) -> Floats:
     return homogeneous @ matrix.T
 
 
-def average(hit: NDArray[np.bool_], light: Floats) -> tuple[Floats, Floats]:
-    """Colour (H, W, 3), sRGB, and alpha (H, W) of pixels from their sub-rays.
+def average(hit: NDArray[np.bool_], colours: Floats) -> tuple[Floats, Floats]:
+    """Colour (H, W, 3) and alpha (H, W) of pixels from their sub-rays.
 
     Args:
         hit: (H, W, S^2).
-        light: (M, 3) linear, of the sub-rays that hit, in order. The mean is taken in linear light.
+        colours: (M, 3) sRGB, of the sub-rays that hit, in order. Their mean is taken as it is, in sRGB, the space in which
+            this project composites and compares pictures.
     """
-    all_light = np.zeros((*hit.shape, 3), dtype=np.float32)
-    all_light[hit] = light
+    spread = np.zeros((*hit.shape, 3), dtype=np.float32)
+    spread[hit] = colours
     count = hit.sum(axis=-1)
-    mean = all_light.sum(axis=2) / np.maximum(count, 1)[..., None]
-    return srgb_from_linear(mean).astype(np.float32), (count / hit.shape[-1]).astype(np.float32)
+    mean = spread.sum(axis=2) / np.maximum(count, 1)[..., None]
+    return mean.astype(np.float32), (count / hit.shape[-1]).astype(np.float32)
 
 
 def rendered_object(
