@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.aggregate import METRICS
+from benchmarks.estimates import METRICS
 from geolrm.tracking import Record, numbers
 
 Chart = dict[str, Any]

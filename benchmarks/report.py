@@ -1,6 +1,6 @@
 """The report: one HTML page that says what a sweep and its training gave, and shows it.
 
-In: a summary (`benchmarks/aggregate.py`), the result rows, training steps and pictures that it was made from. Out: a
+In: a summary (`benchmarks/estimates.py`), the result rows, training steps and pictures that it was made from. Out: a
 self-contained page: script, style and pictures inside, nothing fetched. Convention: a section per sweep; every mean has its
 95 % interval, every gap its reason, every failure a line; the paper's numbers stand in a box of their own, never in a column
 of ours. Trade: the page carries Plotly (5 MB) so that it opens anywhere, for ever. Verified by reading the page back: every
@@ -18,8 +18,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from benchmarks.artefacts import artefact_folder
 from benchmarks.charts import CURVES, Chart, method_colours, training_charts, view_curves
-from benchmarks.aggregate import HEADLINE, METRICS
+from benchmarks.estimates import HEADLINE, METRICS
 from geolrm.tracking import PICTURES, STAGES, Record, numbers, read_records
 
 # GeoLRM paper (arXiv:2406.15333), Table 3: 100 GSO objects at 512 px: views -> PSNR, SSIM, seconds, GB.
@@ -104,7 +105,7 @@ def add_sweep(page: Page, results: Path, name: str, sweep: Record) -> None:
     for title, group in sweep["groups"].items():
         if len(sweep["groups"]) > 1:
             parts.append(f"<h3>{escape(title)} · {len(group['objects'])} objects</h3>")
-        parts += _group_parts(page, group, main)
+        parts += [*_group_parts(page, group, main), _notes(group, sweep["passport"])]
     parts.append(_pictures(results / "sweep" / name, rows, main))
     parts.append(_objects_table(rows))
     page.section(f"sweep-{name}", f"Sweep: {name}", parts)
@@ -122,23 +123,11 @@ def _group_parts(page: Page, group: Record, main: str) -> list[str]:
         aside = ("higher" if spec.higher_is_better else "lower") + " is better"
         cards.append(page.chart(spec.label, view_curves(group, metric, colours, main), gap, aside))
     parts = [f'<div class="legend">{chips}</div>', f'<div class="charts">{"".join(cards)}</div>']
-    parts += [_interval_note(group), "<h3>Means by method and view count</h3>", _means_table(group, main)]
+    parts += ["<h3>Means by method and view count</h3>", _means_table(group, main)]
     if group["differences"]:
-        parts += [
-            f"<h3>{escape(main)} minus the others, foreground PSNR, paired by object</h3>",
-            _differences_table(group),
-        ]
-    return [*parts, _status_note(group)]
-
-
-def _interval_note(group: Record) -> str:
-    surface = ", ".join(
-        {"mesh": "the mesh", "depth": "depth maps", "None": "not said"}.get(s, s) for s in group["surface"]
-    )
-    return (
-        f'<p class="quiet">Bands: 95 % bootstrap intervals of the mean over {len(group["objects"])} objects (none below three; '
-        f"rough below some twenty). True surface from: {escape(surface)}. Geometry is measured in [-1, 1]³.</p>"
-    )
+        title = f"{escape(main)} minus the others, foreground PSNR, paired by object"
+        parts += [f"<h3>{title}</h3>", _differences_table(group)]
+    return parts
 
 
 def _means_table(group: Record, main: str) -> str:
@@ -203,13 +192,22 @@ def _differences_table(group: Record) -> str:
     return table(heads, lines)
 
 
-def _status_note(group: Record) -> str:
-    """Status counts, each failure, each gap with its reason."""
+def _notes(group: Record, passport: Record) -> str:
+    """How to read the numbers; status counts, each gap with its reason, each failure."""
     counts = ", ".join(f"{count} {escape(status)}" for status, count in group["status"].items())
-    parts = [f"<p><b>Rows:</b> {counts}.</p>"]
+    surface, memory = (escape(", ".join(map(str, found))) for found in (group["surface"], passport.get("memory", [])))
+    parts = [
+        f"<p><b>Intervals</b> are 95 % bootstrap intervals of the mean over {len(group['objects'])} objects: none below three, "
+        f"rough below some twenty. <b>Geometry</b> is measured in [-1, 1]³ against a surface from: {surface}. "
+        f"<b>Memory</b>: {memory or 'not said'}.</p>",
+        f"<p><b>Rows</b>: {counts}.</p>",
+    ]
+    parts += [f"<p><b>{escape(method)}</b> returns no Gaussian, in any row.</p>" for method in group["empty_by_design"]]
     for metric, reasons in group["gaps"].items():
         for reason, count in reasons.items():
-            parts.append(f"<p><b>{escape(METRICS[metric].title)}</b> is empty in {count} rows: {escape(reason)}</p>")
+            parts.append(
+                f"<p><b>{escape(METRICS[metric].title)}</b> has no value in {count} rows: {escape(reason)}</p>"
+            )
     if group["failures"]:
         names = list(group["failures"][0])
         lines = [("", [words(failure[name]) for name in names]) for failure in group["failures"]]
@@ -231,7 +229,7 @@ def _objects_table(rows: list[Record]) -> str:
             Cell(str(row["views"]), row["views"]),
         ]
         cells += [Cell(METRICS[n].text(numbers(row).get(n)), numbers(row).get(n)) for n in shown]
-        status = str(row.get("status", "ok"))
+        status = str(row["status"])
         lines.append(("", [*cells, Cell(escape(status), style="text" if status == "ok" else "text bad")]))
     left = f" (the first {MOST_ROWS}; all of them are in rows.jsonl)" if len(rows) > MOST_ROWS else ""
     return f"<details><summary>Every object, {len(rows)} rows{left}</summary>{table(heads, lines)}</details>"
@@ -244,8 +242,8 @@ def ranked_objects(sweep: Path, rows: list[Record], method: str) -> list[tuple[s
     """Objects whose pictures of `method` were kept, with the mean of the headline metric over view counts, best first."""
     values: dict[str, list[float]] = {}
     for row in rows:
-        kept = (sweep / "artefacts" / method / str(row["object"])).is_dir()
-        if row["method"] == method and kept and HEADLINE in numbers(row):
+        kept = artefact_folder(sweep, method, row["object"], row["views"]) / "render.png"
+        if row["method"] == method and kept.exists() and HEADLINE in numbers(row):
             values.setdefault(str(row["object"]), []).append(numbers(row)[HEADLINE])
     means = [(key, sum(found) / len(found)) for key, found in values.items()]
     return sorted(means, key=lambda item: (-item[1], item[0]))
@@ -265,7 +263,7 @@ def _pictures(sweep: Path, rows: list[Record], main: str) -> str:
 def _object_card(sweep: Path, rows: list[Record], method: str, title: str, key: str) -> str:
     lines = []
     for row in sorted(rows, key=lambda row: int(row["views"])):
-        folder = sweep / "artefacts" / method / key / str(row["views"])
+        folder = artefact_folder(sweep, method, key, row["views"])
         if row["method"] != method or str(row["object"]) != key or not folder.is_dir():
             continue
         value = METRICS[HEADLINE].text(numbers(row).get(HEADLINE))
@@ -275,7 +273,7 @@ def _object_card(sweep: Path, rows: list[Record], method: str, title: str, key: 
             cells.append(f'<td><img alt="{name}" src="{embedded(file)}"></td>' if file.exists() else "<td>–</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     heads = "".join(f"<th>{name}</th>" for name in PICTURES)
-    place = f"sweep/{sweep.name}/artefacts/{method}/{key}/"
+    place = f"sweep/{sweep.name}/artefacts/{method}/{key.replace('/', '_')}/"
     return (
         f'<div class="pictures"><h4>{title}: {escape(key)}</h4><table><thead><tr><th></th>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table><small>Splats (PLY) and meshes (GLB): <code>{escape(place)}</code></small></div>"
@@ -303,7 +301,9 @@ def add_headline(page: Page, summary: Record) -> None:
         first_name, group = next(iter(sweep["groups"].items()))
         facts = {"sweep": name, "objects": f"{len(group['objects'])} ({first_name})", "views": _listed(group["views"])}
         facts |= {
-            key: _listed(sweep["passport"][key]) for key in ("commit", "device", "protocol") if key in sweep["passport"]
+            key: _listed(sweep["passport"][key])
+            for key in ("protocol", "commit", "device", "processor", "cores")
+            if key in sweep["passport"]
         }
         items = "".join(f"<li><span>{escape(k)}</span><b>{escape(str(v))}</b></li>" for k, v in facts.items())
         parts.append(f'<ul class="facts">{items}</ul><div class="cards">{_headline_cards(sweep, group)}</div>')
@@ -377,33 +377,41 @@ def _training_sentence(found: Record) -> str:
     return text + "."
 
 
-def dataset_stats(folder: Path) -> Record:
-    """Numbers of the stats files of a data set's shards, added up; drops by reason under `drops.<reason>`."""
-    total: dict[str, float] = {}
-    for file in sorted(folder.glob("shards/*.json")):
-        content = json.loads(file.read_text())
-        flat: Record = {}
-        stack = [("", content)] if isinstance(content, dict) else []
-        while stack:
-            prefix, part = stack.pop()
-            for name, value in part.items():
-                if isinstance(value, dict):
-                    stack.append((f"{prefix}{name}.", value))
-                elif isinstance(value, int | float) and not isinstance(value, bool):
-                    flat[prefix + name] = value
-        for name, value in flat.items():
-            total[name] = total.get(name, 0) + value
-    return total
+def dataset_stats(folder: Path) -> dict[str, Record]:
+    """Sums over the stats of a data set's shards, by split: counts, bytes, seconds, drops by reason."""
+    splits: dict[str, Record] = {}
+    for file in sorted(folder.glob("shards/*.stats.json")):
+        stats = json.loads(file.read_text())
+        total = splits.setdefault(stats["split"], {"shards": 0, "drops": {}})
+        total["shards"] += 1
+        for name in ("objects_in", "objects_out", "bytes_in", "bytes_out"):
+            total[name] = total.get(name, 0) + stats[name]
+        total["seconds"] = total.get("seconds", 0.0) + stats["seconds"]["total"]
+        for reason, count in stats["drops"].items():
+            total["drops"][reason] = total["drops"].get(reason, 0) + count
+    return splits
 
 
 def add_data(page: Page, datasets: Path, summary: Record) -> None:
     """Counts of the data sets behind the sweeps, where their stats lie on this machine."""
     parts = []
+    heads = [*_heads("split"), *map(Cell, ("shards", "objects in", "objects out", "MiB in", "MiB out", "seconds"))]
     for name in summary["sweeps"]:
-        stats = dataset_stats(datasets / name / summary["preset"])
-        if stats:
-            lines = [("", [words(key), Cell(f"{value:,.6g}", value)]) for key, value in sorted(stats.items())]
-            parts.append(f"<h3>{escape(name)}</h3>" + table([*_heads("sum over shards"), Cell("")], lines))
+        lines = []
+        for split, s in dataset_stats(datasets / name / summary["preset"]).items():
+            values = (
+                s["shards"],
+                s["objects_in"],
+                s["objects_out"],
+                s["bytes_in"] / 2**20,
+                s["bytes_out"] / 2**20,
+                s["seconds"],
+            )
+            drops = ", ".join(f"{reason}: {count}" for reason, count in s["drops"].items()) or "none"
+            cells = [Cell(f"{value:,.1f}" if isinstance(value, float) else f"{value:,}", value) for value in values]
+            lines.append(("", [words(split), *cells, words(drops)]))
+        if lines:
+            parts.append(f"<h3>{escape(name)}</h3>" + table([*heads, *_heads("drops by reason")], lines))
     if parts:
         page.section("data", "Data", parts)
 
@@ -418,8 +426,8 @@ def add_paper(page: Page) -> None:
     text = (
         "<p><b>Not comparable with the columns above.</b> Published by the authors of GeoLRM (arXiv:2406.15333, Table 3): 100 "
         "Google Scanned Objects whose list, cameras and scripts were never published, 512-pixel renders, whole-frame PSNR, a "
-        "model trained on some 280,000 objects. Other objects, lighting, share of background, test views and SSIM windows each move "
-        "these numbers; only the trend with the number of views can be set beside ours.</p>"
+        "model trained on some 280,000 objects. Other objects, lighting, share of background, test views and SSIM windows "
+        "each move these numbers; only the trend with the number of views can be set beside ours.</p>"
     )
     page.section(
         "paper", "The paper's view sweep, for reference", [f'<div class="note">{text}{table(heads, lines)}</div>']

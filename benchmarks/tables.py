@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.aggregate import FORMAT, HEADLINE, METRICS
+from benchmarks.estimates import FORMAT, HEADLINE, METRICS
 from geolrm.failures import BadInput
 from geolrm.tracking import Record
 
@@ -63,7 +63,7 @@ def markdown(summaries: dict[str, Record]) -> str:
     for source, summary in summaries.items():
         for sweep, found in summary["sweeps"].items():
             for name, group in found["groups"].items():
-                lines += _caption(source, summary, sweep, name, group, found) + ["", *group_table(group), ""]
+                lines += [*_caption(source, summary, sweep, name, group, found), "", *group_table(group), ""]
     return "\n".join(lines)
 
 

@@ -36,17 +36,22 @@ STAGES = ("proposal", "reconstruction")
 TAG = "geolrm.content"  # hash of what a run shows; only runs that carry this tag are ever replaced
 GEOMETRY = ("cd_", "fscore_", "precision_", "recall_")  # metrics against the true surface
 PICTURES = ("input", "truth", "render", "error")  # of one object and view count, in reading order
-_NOT_METRICS = {"views", "seed"}  # numbers of a row that say what was run, not how it went
+_NOT_METRICS = {
+    "views",
+    "test_views",
+    "latency_runs",
+    "seed",
+}  # numbers of a row that say what was run, not how it went
 _BATCH = 1000  # metrics that MLflow takes in one call; 100 for parameters and tags
 
 
 def read_records(path: Path) -> list[Record]:
-    """Read a JSONL file: one object a line, blank lines ignored.
+    """Read a JSONL file: one object a line, blank lines ignored, a last line that is still being written left out.
 
     Raises `BadInput` (`record_corrupt`) that names the file and the line (from 1) which holds no JSON object.
     """
     records = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):  # the rest after the last newline
         if not line.strip():
             continue
         try:
@@ -123,10 +128,12 @@ def plan_training(folder: Path, preset: str) -> PlannedRun:
     steps = read_records(steps_file)
     checkpoint = json.loads(checkpoint_file.read_text()) if checkpoint_file.exists() else {}
     config = checkpoint.get("config", {})
-    tags = {"preset": preset, "stage": folder.name} | _tags(checkpoint)
-    weights = folder / "checkpoint.safetensors"
-    if weights.exists():
-        tags["checkpoint"] = _file_hash(weights)
+    facts = {
+        name: value for name, value in checkpoint.items() if name not in ("config", "params", "passport", "sha256")
+    }
+    tags = _tags(facts | flatten(checkpoint.get("passport", {}))) | {"preset": preset, "stage": folder.name}
+    if "sha256" in checkpoint:
+        tags["checkpoint_hash"] = checkpoint["sha256"]
     seconds_left = sum(step.get("step_s", 0.0) for step in steps)
     metrics = []
     for record in steps:
@@ -173,10 +180,11 @@ def _plan_method(folder: Path, preset: str, rows: list[Record]) -> PlannedRun:
         metrics += means
         files = []
         for row in of_count:
-            artefacts = folder / "artefacts" / method / str(row["object"]) / str(views)
-            files += [(file, str(row["object"])) for file in sorted(artefacts.glob("*")) if file.is_file()]
-            strip = tuple(p for name in PICTURES if (p := artefacts / f"{name}.png").exists())
-            images += [(_key(str(row["object"])), views, strip)] if strip else []
+            name = row["object"].replace("/", "_")  # as the sweep names its folders
+            artefacts = folder / "artefacts" / method / name / str(views)
+            files += [(file, name) for file in sorted(artefacts.glob("*")) if file.is_file()]
+            strip = tuple(p for kind in PICTURES if (p := artefacts / f"{kind}.png").exists())
+            images += [(_key(name), views, strip)] if strip else []
         children.append(
             PlannedRun(
                 name=f"{method}, {views} views",
@@ -188,9 +196,16 @@ def _plan_method(folder: Path, preset: str, rows: list[Record]) -> PlannedRun:
                 rows=tuple(of_count),
             )
         )
-    params = {"method": method, "views": ", ".join(str(child.params["views"]) for child in children)}
-    parts = {"metrics": tuple(metrics), "images": tuple(images), "rows": tuple(rows), "children": tuple(children)}
-    return PlannedRun(name=method, ended=ended, tags=tags, params=params, **parts)
+    return PlannedRun(
+        name=method,
+        ended=ended,
+        tags=tags,
+        params={"method": method, "views": ", ".join(child.params["views"] for child in children)},
+        metrics=tuple(metrics),
+        images=tuple(images),
+        rows=tuple(rows),
+        children=tuple(children),
+    )
 
 
 def _key(name: str) -> str:
@@ -259,7 +274,7 @@ def rebuild(results: Path, tracking_uri: str = "sqlite:///mlflow.db") -> Rebuilt
         raise BadInput("no_results", results, "no steps.jsonl and no rows.jsonl", "run `dvc repro` first")
     client = _client(tracking_uri)
     kept = written = removed = 0
-    stale = {e.name: [] for e in _experiments_of(client, results.name)}  # type: dict[str, list[PlannedRun]]
+    stale: dict[str, list[PlannedRun]] = {e.name: [] for e in _experiments_of(client, results.name)}
     with tqdm(total=sum(map(len, experiments.values())), desc="mlflow", unit="run") as progress:
         for name, runs in (stale | experiments).items():
             experiment = _experiment(client, name, results.name, tracking_uri)
@@ -389,7 +404,7 @@ def _glued(strip: tuple[Path, ...]) -> Any:
             pictures.append(picture.convert("RGB"))
     glued = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), "white")
     left = 0
-    for picture in pictures:
-        glued.paste(picture, (left, 0))
-        left += picture.width
+    for part in pictures:
+        glued.paste(part, (left, 0))
+        left += part.width
     return glued

@@ -1,52 +1,24 @@
 """DVC stage `report`: what the sweeps gave, for people and for tools.
 
 In: `results/<preset>/` (training steps, sweep rows, pictures) and params.yaml. Out, in the same folder: `report.html`
-(self-contained), `summary.json` (what README tables and `docs/results/` are made from), `metrics.json` (few numbers for
-`dvc metrics`), `curves.csv` (for `dvc plots`), and an MLflow store rebuilt from the same files. Convention: files are the
-truth, so nothing here is measured anew. Trade: MLflow's database is no DVC output; `--tracking-uri none` leaves it alone.
-Verified by tests/pipelines and by looking at both in a browser (docs/images/screenshots.sh).
+(self-contained) and `summary.json` (what README tables and `docs/results/` are made from), and an MLflow store rebuilt from
+the same files. Convention: files are the truth, nothing is measured anew here. Trade: MLflow's database is no DVC output;
+`--tracking-uri none` leaves it alone. Verified by tests/pipelines and by looking at both (docs/images/screenshots.sh).
 """
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
+from benchmarks.estimates import summarise
 from benchmarks.report import build
-from benchmarks.aggregate import HEADLINE, METRICS, summarise
 from geolrm.config import load_params
 from geolrm.failures import BadInput
+from geolrm.files import write_whole
 from geolrm.tracking import Record, rebuild
 
 SERVE = "mlflow server --backend-store-uri {uri} --host 127.0.0.1 --port 5000 --workers 1"
-
-
-def headline_metrics(summary: Record) -> Record:
-    """The few numbers that `dvc metrics show` prints: the main method's headline metric, and the validation losses."""
-    metrics: Record = {}
-    for name, sweep in summary["sweeps"].items():
-        group = next(iter(sweep["groups"].values()))
-        for views, cell in group["methods"][sweep["main_method"]].items():
-            if HEADLINE in cell["metrics"]:
-                metrics.setdefault(name, {})[f"{HEADLINE}_{views}_views"] = cell["metrics"][HEADLINE]["mean"]
-    for stage, found in summary["training"].items():
-        if "validation_loss_last_tenth" in found:
-            metrics[stage] = {"validation_loss": found["validation_loss_last_tenth"]}
-    return metrics
-
-
-def write_curves(summary: Record, path: Path) -> None:
-    """Means by sweep, group, method and view count as CSV, a column per metric; empty where there is no value."""
-    with path.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["sweep", "group", "method", "views", *METRICS])
-        for sweep, found in summary["sweeps"].items():
-            for group, content in found["groups"].items():
-                for method, cells in content["methods"].items():
-                    for views, cell in cells.items():
-                        means = [cell["metrics"].get(name, {}).get("mean", "") for name in METRICS]
-                        writer.writerow([sweep, group, method, views, *means])
 
 
 def write_report(
@@ -56,10 +28,8 @@ def write_report(
     summary = summarise(results, only)
     if stage_seconds:
         summary["stage_seconds"] = stage_seconds
-    (results / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    (results / "metrics.json").write_text(json.dumps(headline_metrics(summary), indent=1) + "\n")
-    write_curves(summary, results / "curves.csv")
-    (results / "report.html").write_text(build(results, summary, datasets))
+    write_whole(results / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    write_whole(results / "report.html", build(results, summary, datasets))
     return summary
 
 

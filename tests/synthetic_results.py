@@ -7,27 +7,43 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.rows import FIELDS, PASSPORT
+
+PASS = {
+    **{
+        "protocol": "made-up",
+        "commit": "c" * 40,
+        "device": "cpu",
+        "processor": "made-up processor",
+        "cores": 2,
+        "seed": 0,
+    },
+    **{"versions": {"torch": "0"}, "memory": "made-up convention"},
+}
 METHODS = {"geolrm": 18.0, "mean_colour": 15.0, "visual_hull": 16.0, "white": 6.0}
 VIEWS = (4, 8, 16, 21)
 OBJECTS = ("test-00000", "test-00001", "test-00002")
-NO_LPIPS = "no backbone weights (made up); geolrm weights fetch lpips"
+NO_ALEX, NO_VGG = "lpips_alex: no alex.pth (made up)", "lpips_vgg: no vgg16.pth (made up)"
 
 
 def row(method: str, key: str, views: int, dataset: str = "procedural", surface: str = "closed form") -> dict:
     index = int(key[-1])
-    gain = 0.0 if method == "white" else 1.5 * math.log2(views / 4)
+    white = method == "white"
+    gain = 0.0 if white else 1.5 * math.log2(views / 4)
     foreground = METHODS[method] + gain + (index - 1) * 1.25
     cd = 0.5 / views + 0.01 * index
-    return {
-        **{"method": method, "dataset": dataset, "object": key, "views": views},
+    made = {
+        **{"method": method, "dataset": dataset, "split": "test", "object": key, "views": views, "test_views": 16},
         "input_views": [24 * i // views for i in range(views)],
         **{"psnr": foreground + 4, "psnr_foreground": foreground, "ssim": 0.8 + views / 200},
-        **{"lpips_alex": None, "lpips_vgg": None, "gaps": {"lpips_alex": NO_LPIPS, "lpips_vgg": NO_LPIPS}},
-        **{"cd_sum": 2 * cd, "cd_mean": cd, "fscore_0.2": 0.9, "fscore_0.1": 0.7, "fscore_0.05": 0.4},
-        **{"latency_s": 0.1 + 0.02 * views, "peak_memory_bytes": (300 + 10 * views) * 2**20},
-        **{"status": "ok", "reason": "", "surface": surface},
-        "passport": {"protocol": "made-up", "commit": "c" * 40, "device": "cpu", "seed": 0, "versions": {"torch": "0"}},
+        **{"lpips_alex": None, "lpips_vgg": None, "cd_sum": 2 * cd, "cd_mean": cd},
+        **{f"{name}_{t:g}": 2 * t for name in ("fscore", "precision", "recall") for t in (0.2, 0.1, 0.05)},
+        **{"latency_s": 0.1 + 0.02 * views, "peak_memory_bytes": (300 + 10 * views) * 2**20, "latency_runs": 3},
+        **{"gaussians": 0 if white else 4096, "surface": surface, "status": "empty" if white else "ok", "seed": 0},
+        "reason": "; ".join((["no Gaussians"] if white else []) + [NO_ALEX, NO_VGG]),
+        "passport": {**dict.fromkeys(PASSPORT), **PASS},
     }
+    return {name: made[name] for name in FIELDS}
 
 
 def sweep_rows(dataset: str = "procedural") -> list[dict]:
@@ -73,7 +89,17 @@ def write_stage(folder: Path, steps: int) -> None:
             records.append({"step": step, "validation/loss": loss + 0.05, "validation/psnr": 14 + step / 100})
     write_lines(folder / "steps.jsonl", records)
     config = {"optimisation": {"steps": steps, "learning_rate": 1e-3}, "max_anchors": 1024}
-    (folder / "checkpoint.json").write_text(json.dumps({"config": config, "commit": "c" * 40, "device": "cpu"}))
-    (folder / "checkpoint.safetensors").write_bytes(b"made up")
+    record = {"stage": folder.name, "sha256": "a" * 64, "config": config, "steps": steps, "passport": PASS}
+    (folder / "checkpoint.json").write_text(json.dumps(record))
     for step in (100, steps):
         picture(folder / "pictures" / f"step-{step:06d}.png", shade=step % 256, size=96)
+
+
+def write_stats(datasets: Path) -> None:
+    """Stats of two made-up shards, one object of which was dropped."""
+    for i, drops in enumerate(({}, {"pose_not_rotation": 1})):
+        stats = {"split": "test", "objects_in": 4, "objects_out": 4 - i, "bytes_in": 2**24, "bytes_out": 2**22}
+        stats |= {"seconds": {"total": 1.5, "encode": 1.0}, "drops": drops, "versions": {"format": 1}}
+        file = datasets / "procedural" / "smoke" / "shards" / f"test-{i:06d}.stats.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(stats))

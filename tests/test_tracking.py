@@ -71,8 +71,9 @@ def test_splats_meshes_pictures_and_tables_are_artifacts(store):
     assert len(strips) == 2 * len(VIEWS)  # two objects with pictures
 
 
-def test_the_table_of_objects_opens_as_mlflows_own(store):
-    _, _, client = store
+def test_the_table_of_objects_opens_as_mlflows_own(store, monkeypatch):
+    _, uri, client = store
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # load_table asks the global store
     parent = runs(client, "smoke/sweep/procedural")["geolrm"]
     frame = client.load_table(parent.info.experiment_id, "objects.json", [parent.info.run_id])
     assert len(frame) == len(OBJECTS) * len(VIEWS)
@@ -90,7 +91,8 @@ def test_training_has_losses_validation_parameters_and_pictures(store):
     assert "validation/loss" in run.data.metrics
     assert run.data.params["optimisation.learning_rate"] == "0.001"
     assert {run.data.tags[name] for name in ("preset", "stage", "device")} == {"smoke", "reconstruction", "cpu"}
-    assert len(run.data.tags["checkpoint"]) == 64
+    assert run.data.tags["checkpoint_hash"] == "a" * 64
+    assert run.data.tags["commit"] == "c" * 40
     assert any(a.path.endswith(".png") for a in client.list_artifacts(run.info.run_id, "images"))
 
 
@@ -150,6 +152,12 @@ def test_a_corrupt_line_is_named_with_file_and_number(tmp_path):
     file.write_text("[1, 2]\n")
     with pytest.raises(BadInput, match=r"rows\.jsonl:1.*got list"):
         read_records(file)
+
+
+def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"a": 1}\n{"a": 2')
+    assert read_records(file) == [{"a": 1}]
 
 
 def test_no_results_is_said_before_a_store_is_made(tmp_path):

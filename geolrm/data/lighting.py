@@ -21,8 +21,8 @@ def irradiance(normals: Tensor) -> Tensor:
     """(N,) light on surfaces of unit normals (3, N), linear, relative to full white."""
     light = AMBIENT_GROUND + (AMBIENT_SKY - AMBIENT_GROUND) * (0.5 + 0.5 * normals[2])
     for direction, strength in LIGHTS:
-        towards = F.normalize(normals.new_tensor(direction), dim=0)
-        light = light + strength * (towards @ normals).clamp(min=0)
+        x, y, z = F.normalize(normals.new_tensor(direction), dim=0)
+        light = light + strength * (x * normals[0] + y * normals[1] + z * normals[2]).clamp(min=0)
     return light
 
 

@@ -438,6 +438,9 @@ def read_texture(data: bytes, where: object) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 of an image file; alpha is dropped. Raises BadInput `image_unreadable`."""
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow's conversion would clip
+                grey = (np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=2)
             return np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, *MALFORMED) as error:
         raise BadInput("image_unreadable", where, f"no readable image: {error}", "export the texture again") from error

@@ -236,8 +236,8 @@ def pixel_directions(pixels: Floats, resolution: int, matrix: Floats) -> Floats:
         matrix: (3, 3) rotation times inverse intrinsics.
     """
     flat = pixels.reshape(-1, 2) / np.float32(resolution)
-    homogeneous = np.concatenate([flat, np.ones((len(flat), 1), dtype=np.float32)], axis=-1)
-    return homogeneous @ matrix.T
+    # spelled out, for a matrix product rounds differently with the number of rays
+    return flat[:, :1] * matrix[:, 0] + flat[:, 1:] * matrix[:, 1] + matrix[:, 2]
 
 
 def average(hit: NDArray[np.bool_], colours: Floats) -> tuple[Floats, Floats]:

@@ -4,10 +4,16 @@ import hashlib
 from pathlib import Path
 
 import torch
+import yaml
 
 from geolrm.cameras import Cameras
+from geolrm.config import Shard
+from geolrm.data.catalog import merge_catalogs
 from geolrm.data.object_tar import RenderedObject, default_meta, write_object_tar
 from geolrm.data.rig import render_rig, test_rig
+from geolrm.data.shard_build import build_shard
+from geolrm.data.shard_plan import HashCache, find_objects, plan_shards
+from geolrm.data.whole_file import write_whole
 from geolrm.views import Views
 
 
@@ -62,3 +68,25 @@ def write_spheres(folder: Path, counts: dict[str, int], size: int = 24) -> None:
         for i in range(count):
             key = f"{split}-{i:05d}"
             write_object_tar(folder / f"{key}.tar", sphere_object(key, split, size))
+
+
+def write_params(path: Path, **shard: float) -> Path:
+    """The smoke params file with small shards, some of the section's values replaced."""
+    params = yaml.safe_load((Path(__file__).parents[2] / "presets" / "smoke.yaml").read_text())
+    params["shard"] |= {"voxel_resolution": 16, "objects_per_shard": 2, "surface_points": 100, "workers": 2} | shard
+    path.write_text(yaml.safe_dump(params))
+    return path
+
+
+def build_all(home: Path, counts: dict[str, int], objects_per_shard: int = 2) -> None:
+    """Object tars, shards and catalog of a small data set, built in this process."""
+    write_spheres(home / "objects", counts)
+    (home / "shards").mkdir()
+    settings = Shard(
+        voxel_resolution=16, objects_per_shard=objects_per_shard, surface_points=100, workers=1, max_drop_rate=0.0
+    )
+    objects = find_objects(home / "objects", HashCache(home / "shard-hashes.json"), 1)
+    jobs = plan_shards(objects, home / "shards", "spheres", settings)
+    for job in jobs:
+        build_shard(job)
+    write_whole(home / "catalog.parquet", merge_catalogs(job.rows for job in jobs))

@@ -128,7 +128,8 @@ def _torus(origin: Tensor, direction: Tensor, tube: float) -> list[Interval]:
     reach = torch.sqrt(((1 + tube) ** 2 - distance2).clamp(min=0))
     inflection = torch.sqrt((-p / 6).clamp(min=0))
     wanted = [
-        torch.nonzero(mask)[:, 0] for mask in (first, second & split, first & split, (first & ~split) | (second & split))
+        torch.nonzero(mask)[:, 0]
+        for mask in (first, second & split, first & split, (first & ~split) | (second & split))
     ]
     starts = [-reach[wanted[0]], inflection[wanted[1]], -inflection[wanted[2]], reach[wanted[3]]]
     rays = torch.cat(wanted)

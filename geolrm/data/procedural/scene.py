@@ -307,11 +307,7 @@ def _rotation(random: np.random.Generator) -> np.ndarray:
 def fitted(scene: Scene) -> Scene:
     """The scene moved and scaled so that its uncarved solids just fit the ball of radius 0.5, centred by their box."""
     hull = torch.cat(
-        [
-            s.to_world @ primitives.hull_points(s.kind, s.tube) + s.centre[:, None]
-            for s in scene.solids
-            if not s.carves
-        ],
+        [s.to_world @ primitives.hull_points(s.kind, s.tube) + s.centre[:, None] for s in scene.solids if not s.carves],
         dim=1,
     )
     middle = (hull.amax(1) + hull.amin(1)) / 2

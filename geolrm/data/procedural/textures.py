@@ -83,7 +83,7 @@ def _palette(random: np.random.Generator) -> Tensor:
     for value in (dark, light, random.uniform(0.3, 1.0)):
         saturation = random.uniform(0.0, 0.25) if random.random() < 0.2 else random.uniform(0.35, 0.95)
         colours.append(colorsys.hsv_to_rgb((hue + random.uniform(-spread, spread)) % 1, saturation, value))
-    srgb = np.array(colours)[random.permutation(2).tolist() + [2]]
+    srgb = np.array(colours)[[*random.permutation(2).tolist(), 2]]
     return srgb_to_linear(torch.tensor(srgb, dtype=torch.float32))
 
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.rows import GEOMETRY_METRICS
+from benchmarks.summary import common_objects
 from geolrm.failures import BadInput
 from geolrm.tracking import STAGES, Record, flatten, numbers, read_records
 
@@ -99,13 +101,6 @@ def groups(rows: list[Record]) -> dict[str, list[Record]]:
     return ({"all objects": rows} if len(apart) > 1 and one_kind else {}) | dict(sorted(apart.items()))
 
 
-def common_objects(rows: list[Record]) -> set[str]:
-    """Objects that every method reconstructed at every view count that it was asked for."""
-    failed = {str(row["object"]) for row in rows if row.get("status", "ok") != "ok"}
-    tried = [{str(r["object"]) for r in rows if r["method"] == m} for m in {r["method"] for r in rows}]
-    return set.intersection(*tried) - failed if tried else set()
-
-
 def summarise_group(rows: list[Record], main: str) -> Record:
     """Means, differences, status and gaps of one group of objects."""
     common = common_objects(rows)
@@ -120,7 +115,8 @@ def summarise_group(rows: list[Record], main: str) -> Record:
         "surface": sorted({str(row.get("surface")) for row in rows}),
         "methods": {m: {v: _summarise_cell(cell, common) for v, cell in cells[m].items()} for m in order},
         "differences": _differences(rows, main),
-        "status": dict(Counter(str(row.get("status", "ok")) for row in rows)),
+        "status": dict(Counter(str(row["status"]) for row in rows)),
+        "empty_by_design": _empty_by_design(rows),
         "failures": _failures(rows),
         "gaps": _gaps(rows),
     }
@@ -135,7 +131,7 @@ def _summarise_cell(rows: list[Record], common: set[str]) -> Record:
             metrics[name] = estimate(list(values.values())) | {
                 "mean_common": float(np.mean(shared)) if shared else None
             }
-    return {"status": dict(Counter(str(row.get("status", "ok")) for row in rows)), "metrics": metrics}
+    return {"status": dict(Counter(str(row["status"]) for row in rows)), "metrics": metrics}
 
 
 def _differences(rows: list[Record], main: str) -> Record:
@@ -148,25 +144,36 @@ def _differences(rows: list[Record], main: str) -> Record:
     return {method: {v: estimate(values) for v, values in by_views.items()} for method, by_views in paired.items()}
 
 
+def _empty_by_design(rows: list[Record]) -> list[str]:
+    """Methods that returned no Gaussian in any row (all-white pictures do so on purpose)."""
+    return [
+        m
+        for m in dict.fromkeys(r["method"] for r in rows)
+        if {r["status"] for r in rows if r["method"] == m} == {"empty"}
+    ]
+
+
 def _failures(rows: list[Record]) -> list[Record]:
-    """Every row that did not end `ok`, with its reason."""
-    names = ("method", "object", "views", "status", "reason")
-    return [{name: row.get(name) for name in names} for row in rows if row.get("status", "ok") != "ok"]
+    """Every row that did not end `ok`, with its reason; methods that are empty throughout are listed apart."""
+    names, empty = ("method", "object", "views", "status", "reason"), _empty_by_design(rows)
+    return [{n: row[n] for n in names} for row in rows if row["status"] != "ok" and row["method"] not in empty]
 
 
 def _gaps(rows: list[Record]) -> Record:
-    """Metrics without a value in rows that ended `ok`: metric -> reason -> rows."""
+    """Metrics without a value in rows that were scored: metric -> reason -> rows."""
     gaps: dict[str, Counter[str]] = {}
     for row in rows:
         for name in METRICS:
-            if name in row and row[name] is None and row.get("status", "ok") == "ok":
+            if row.get(name) is None and row["status"] in ("ok", "empty"):
                 gaps.setdefault(name, Counter())[gap_reason(row, name)] += 1
     return {name: dict(reasons) for name, reasons in gaps.items()}
 
 
 def gap_reason(row: Record, metric: str) -> str:
-    """Why `metric` is null in `row`."""
-    return str(row.get("gaps", {}).get(metric) or row.get("reason") or "no reason recorded")
+    """Why `metric` is null in `row`: the part of its reason that names the metric or its kind, else the whole reason."""
+    about = (metric, "geometry") if metric in GEOMETRY_METRICS else (metric,)
+    parts = [part for part in str(row["reason"]).split("; ") if part.startswith(about)]
+    return parts[0].partition(": ")[2] if parts else str(row["reason"]) or "no reason recorded"
 
 
 def passport(rows: list[Record]) -> Record:
