@@ -111,7 +111,8 @@ def _torus(origin: Tensor, direction: Tensor, tube: float) -> list[Interval]:
     Its extrema, minimum, maximum, minimum, are roots of a cubic with a closed form, and their signs say which roots there
     are; nothing hangs on the discriminant of the quartic, where closed forms lose their digits. Each root then comes by
     Newton's method from a point whence it cannot overshoot: the outer ones from beyond, where f is convex, the inner ones
-    from the point of inflection between the two extrema that enclose them.
+    from the point of inflection between the two extrema that enclose them. Where there is one minimum alone, both points
+    of inflection lie to one side of it, and the root on that side may lie before the second: then it starts at the first.
     """
     (x, y, z), (dx, dy, _) = origin.double(), direction.double()
     distance2 = x * x + y * y + z * z
@@ -127,11 +128,15 @@ def _torus(origin: Tensor, direction: Tensor, tube: float) -> list[Interval]:
     first, second, split = f(low) < 0, f(high) < 0, f(middle) > 0
     reach = torch.sqrt(((1 + tube) ** 2 - distance2).clamp(min=0))
     inflection = torch.sqrt((-p / 6).clamp(min=0))
+    facing = torch.copysign(inflection, low)  # of a lone minimum, the point of inflection next to it
+    bent = (low == high) & (p < 0) & ((f(facing) > 0) | (f(-facing) >= 0))
+    before = torch.where(bent & (low > 0), facing, -reach)
+    beyond = torch.where(bent & (low < 0), facing, reach)
     wanted = [
         torch.nonzero(mask)[:, 0]
         for mask in (first, second & split, first & split, (first & ~split) | (second & split))
     ]
-    starts = [-reach[wanted[0]], inflection[wanted[1]], -inflection[wanted[2]], reach[wanted[3]]]
+    starts = [before[wanted[0]], inflection[wanted[1]], -inflection[wanted[2]], beyond[wanted[3]]]
     rays = torch.cat(wanted)
     roots = _newton(torch.cat(starts), p[rays], q[rays], r[rays]).to(origin.dtype).split([len(w) for w in wanted])
 
