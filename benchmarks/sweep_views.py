@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -30,6 +30,7 @@ from benchmarks.scores import BACKGROUND, Scorer
 from benchmarks.summary import common_objects, curve_csv, metrics_json, table
 from geolrm.cameras import Cameras
 from geolrm.config import Params, Sweep, load_params
+from geolrm.data.loader import Sample, ShardDataset
 from geolrm.data.rig import ORBIT_VIEWS, orbit_inputs
 from geolrm.failures import BadInput
 from geolrm.files import sha256_of, write_whole
@@ -43,30 +44,6 @@ PROTOCOL = "geolrm-sweep-v1"
 SAME_POSE = 1e-4
 # What a method's own code, or the memory of the machine, may raise; anything else is a defect and stops the sweep.
 METHOD_ERRORS = (RuntimeError, ValueError, ArithmeticError, LookupError, MemoryError)
-
-
-class Sample(Protocol):
-    """What the sweep reads of an object; `geolrm.data.loader.Sample` is one."""
-
-    key: str
-    meta: dict[str, Any]
-    cameras: Cameras
-    roles: list[str]
-    test_cameras: Cameras | None
-    points: Any
-
-    def views(self, indices: Any) -> Views: ...
-
-    def test_views(self) -> Views: ...
-
-
-class Objects(Protocol):
-    """A split of a data set; `geolrm.data.loader.ShardDataset` is one."""
-
-    @property
-    def keys(self) -> Any: ...
-
-    def sample(self, key: Any) -> Any: ...
 
 
 @dataclass
@@ -132,17 +109,6 @@ def protocol(settings: Sweep) -> dict[str, Any]:
     }
 
 
-def input_positions(roles: list[str], count: int, where: object) -> list[int]:
-    """Which of an object's views are its `count` inputs. Raises `NotApplicable` for an object without a whole orbit."""
-    on_orbit = [i for i, role in enumerate(roles) if role == "orbit"]
-    if len(on_orbit) < ORBIT_VIEWS:
-        detail = (
-            f"{count} input views asked for, but only {len(on_orbit)} of the {ORBIT_VIEWS} views of the orbit are there"
-        )
-        raise NotApplicable("too_few_views", where, detail)
-    return [on_orbit[position] for position in orbit_inputs(count)]
-
-
 def check_apart(inputs: Cameras, tests: Cameras, where: object) -> None:
     """Raise `BadInput` if a test camera has the pose of an input camera."""
     distance = (inputs.camera_to_world[:, None] - tests.camera_to_world[None]).abs().amax(dim=(-1, -2))
@@ -158,7 +124,7 @@ class DatasetSweep:
     """The sweep of one data set: what is asked for, what is loaded, what is written where."""
 
     name: str
-    data: Objects
+    data: ShardDataset
     params: Params
     results: Path
     output: Path
@@ -191,8 +157,7 @@ class DatasetSweep:
         if len(keys) < 2:
             raise NotApplicable("one_object", f"{self.name}/{key}", "the split holds no other object")
         sample = self.data.sample(keys[(keys.index(key) + 1) % len(keys)])
-        views: Views = sample.views(input_positions(sample.roles, count, sample.key))
-        return views
+        return sample.views(sample.orbit_inputs(count))
 
     def load_methods(self) -> dict[str, Method | str]:
         """Every method asked for, or in its place the reason why it cannot run here."""
@@ -280,7 +245,7 @@ class DatasetSweep:
 
     def _object_rows(self, key: str, wanted: list[tuple[int, str]], methods: dict[str, Method | str]) -> Iterator[Row]:
         try:
-            sample: Sample = self.data.sample(key)
+            sample = self.data.sample(key)
             scorer = self.scorer(sample)
         except BadInput as error:
             if error.reason == "no_test_views":
@@ -307,15 +272,15 @@ class DatasetSweep:
         if isinstance(method, str):
             return row | {"status": "not_installed", "reason": method}
         try:
-            row["input_views"] = input_positions(sample.roles, count, f"{self.name}/{sample.key}")
+            row["input_views"] = sample.orbit_inputs(count)
             inputs = sample.views(row["input_views"]).to(self.device)
             check_apart(inputs.cameras, scorer.cameras.to(self.device), f"{self.name}/{sample.key}")
             measured = measure(method, inputs, warm_up=(name, count) not in self._warm)
-        except NotApplicable as error:
-            return row | {"status": "not_applicable", "reason": str(error)}
         except METHOD_ERRORS as error:
             if isinstance(error, BadInput) and error.reason == "test_view_among_inputs":
                 raise
+            if isinstance(error, NotApplicable) or (isinstance(error, BadInput) and error.reason == "too_few_views"):
+                return row | {"status": "not_applicable", "reason": str(error)}
             return row | self._failure(error, f"{name} on {sample.key}, {count} views", scorer)
         self._warm.add((name, count))
         folder = artefact_folder(self.output, name, sample.key, count) if sample.key in self.named else None
@@ -385,17 +350,9 @@ def with_arguments(params: Params, arguments: Arguments) -> Params:
     return params.model_copy(update={"sweep": settings})
 
 
-def open_dataset(folder: Path, split: str) -> tuple[Objects, str]:
+def open_dataset(folder: Path, split: str) -> tuple[ShardDataset, str]:
     """The objects of one split and the hash of the catalog. Raises `BadInput` where nothing is sharded there."""
-    from geolrm.data.loader import ShardDataset
-
-    catalog = folder / "catalog.parquet"
-    if not catalog.exists():
-        raise BadInput("catalog_missing", catalog, "no such file", "shard the data set first: `dvc repro`")
-    data = ShardDataset(folder, split)
-    if not len(data):
-        raise BadInput("split_empty", folder, f"the split {split!r} holds no object", "choose another with --split")
-    return data, sha256_of(catalog)
+    return ShardDataset(folder, split), sha256_of(folder / "catalog.parquet")
 
 
 def report(sweep: DatasetSweep, rows: list[Row]) -> None:
