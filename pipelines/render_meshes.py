@@ -17,12 +17,13 @@ import sys
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ from geolrm.data.raycast import SURFACE_POINTS, Open3DMissing, import_open3d, re
 from geolrm.data.reprojection import reprojection_error
 from geolrm.data.rig import FOV, RADIUS, view_roles
 from geolrm.failures import BadInput
+
+T = TypeVar("T")
 
 RENDER_FORMAT = 1  # changes with anything in the renderer that changes its pictures
 CHECK_RESOLUTION = 128  # voxels: depth must reproject to half of one, at the paper's grid
@@ -217,15 +220,31 @@ def is_current(job: Job, meta: dict[str, Any] | None) -> bool:
     return all(meta.get(name) == value for name, value in expected.items())
 
 
+class Inline(Executor):
+    """One worker that is this process: no start-up, for few objects and for debugging."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except BadInput as error:
+            future.set_exception(error)
+        return future
+
+
+def workforce(workers: int) -> Executor:
+    """This process for one worker, else that many of one thread each."""
+    if workers == 1:
+        return Inline()
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
+
+
 def run(work: Iterator[Job | Dropped], workers: int) -> Tally:
     """Do the jobs on this many processes; at most two a worker wait in memory."""
     tally = Tally()
     pending: dict[Future[None], Job] = {}
-    context = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-        tqdm(unit="object", desc="render") as bar,
-    ):
+    with workforce(workers) as pool, tqdm(unit="object", desc="render") as bar:
         for item in work:
             if isinstance(item, Dropped):
                 tally.drop(item.source_id, item.error)
@@ -404,7 +423,10 @@ def main(arguments: Annotated[list[str] | None, tyro.conf.Suppress] = None) -> i
         return render_meshes(options)
     except (BadInput, Open3DMissing) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+    except BrokenProcessPool:
+        remedy = "run the command again to go on where it stopped, with fewer --workers if memory ran out"
+        print(f"error: a worker process was killed: {remedy}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":
