@@ -149,7 +149,10 @@ def test_gradients_of_the_definition_are_finite_differences() -> None:
 
 
 def test_gradients_of_the_rasterizer_are_finite_differences() -> None:
-    gaussians, cameras = cloud(6, seed=2, spread=0.1, scale=0.2), ring(1)
+    means, sh_dc, logits, log_scales, quaternions = cloud(6, seed=2, spread=0.1).tensors
+    # wide enough to cover the frame: where a weight falls below the threshold inside it, differences see a jump
+    gaussians = Gaussians(means, sh_dc, logits.abs() / 2, 0.2 * (log_scales + 3) - 0.3, quaternions)
+    cameras = ring(1)
     draw = torch.Generator().manual_seed(5)
     target = torch.rand(1, 3, 20, 20, generator=draw)
 
@@ -161,11 +164,11 @@ def test_gradients_of_the_rasterizer_are_finite_differences() -> None:
     gradients = torch.autograd.grad(loss(leaves), leaves.tensors)
     for i, (name, gradient) in enumerate(zip(NAMES, gradients, strict=True)):
         direction = torch.randn(gradient.shape, generator=draw)
-        step = 1e-3 * direction
+        step = 1e-4 * direction  # larger steps change the order in depth
         ahead, behind = ([*gaussians.tensors] for _ in range(2))
         ahead[i], behind[i] = ahead[i] + step, behind[i] - step
-        difference = (loss(Gaussians(*ahead)) - loss(Gaussians(*behind))).item() / 2e-3
-        assert (gradient * direction).sum().item() == pytest.approx(difference, rel=0.02, abs=0.02), name
+        difference = (loss(Gaussians(*ahead)) - loss(Gaussians(*behind))).item() / 2e-4
+        assert (gradient * direction).sum().item() == pytest.approx(difference, rel=0.01, abs=0.2), name
 
 
 def test_numbers_are_bit_equal_whatever_the_number_of_threads(threads: None) -> None:
