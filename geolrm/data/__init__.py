@@ -1,0 +1,1 @@
+"""Data: sources and their formats on disk, procedural objects, object tars, shards, catalog, loader."""
