@@ -163,9 +163,10 @@ def _tags(record: Record) -> dict[str, str]:
 def plan_sweep(folder: Path, preset: str) -> list[PlannedRun]:
     """One parent run per method with its children, from `folder` (`results/<preset>/sweep/<dataset>`)."""
     rows = read_records(folder / "rows.jsonl")
-    return [
-        _plan_method(folder, preset, [row for row in rows if row["method"] == m]) for m in _distinct(rows, "method")
-    ]
+    by_method = [[row for row in rows if row["method"] == method] for method in _distinct(rows, "method")]
+    ended = (folder / "rows.jsonl").stat().st_mtime
+    # a second apart: the dashboard lists the newest run first, so methods keep the order of the sweep
+    return [_plan_method(folder, preset, found, ended - i) for i, found in enumerate(by_method)]
 
 
 def _distinct(rows: Iterable[Record], name: str) -> list[Any]:

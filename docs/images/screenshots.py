@@ -36,7 +36,7 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-port=0"),
 )
-# MLflow greets a new browser with a chat panel and hides the charts' long tail behind a scroll: close the one, wait for the other.
+# MLflow greets a new browser with a chat panel: close it.
 TIDY = """document.querySelector('[data-component-id="mlflow.assistant.chat_panel.close"]')?.click()"""
 
 
