@@ -120,7 +120,7 @@ def _group_parts(page: Page, group: Record, main: str) -> list[str]:
     cards = []
     for metric in CURVES:
         spec, gap = METRICS[metric], "; ".join(group["gaps"].get(metric, {"not in the result rows": 0}))
-        aside = ("higher" if spec.higher_is_better else "lower") + " is better"
+        aside = "↑" if spec.higher_is_better else "↓"
         cards.append(page.chart(spec.label, view_curves(group, metric, colours, main), gap, aside))
     parts = [f'<div class="legend">{chips}</div>', f'<div class="charts">{"".join(cards)}</div>']
     parts += ["<h3>Means by method and view count</h3>", _means_table(group, main)]
@@ -197,9 +197,9 @@ def _notes(group: Record, passport: Record) -> str:
     counts = ", ".join(f"{count} {escape(status)}" for status, count in group["status"].items())
     surface, memory = (escape(", ".join(map(str, found))) for found in (group["surface"], passport.get("memory", [])))
     parts = [
-        f"<p><b>Intervals</b> are 95 % bootstrap intervals of the mean over {len(group['objects'])} objects: none below three, "
-        f"rough below some twenty. <b>Geometry</b> is measured in [-1, 1]³ against a surface from: {surface}. "
-        f"<b>Memory</b>: {memory or 'not said'}.</p>",
+        "<p><b>↑</b> higher is better, <b>↓</b> lower. <b>Intervals</b> are 95 % bootstrap intervals of the mean "
+        f"over {len(group['objects'])} objects: none below three, rough below some twenty. <b>Geometry</b> is measured in "
+        f"[-1, 1]³ against a surface from: {surface}. <b>Memory</b>: {memory or 'not said'}.</p>",
         f"<p><b>Rows</b>: {counts}.</p>",
     ]
     parts += [f"<p><b>{escape(method)}</b> returns no Gaussian, in any row.</p>" for method in group["empty_by_design"]]

@@ -42,6 +42,10 @@ _NOT_METRICS = {
     "latency_runs",
     "seed",
 }  # numbers of a row that say what was run, not how it went
+NOTE = (
+    "Rebuilt from result files by `python -m pipelines.report`; do not edit runs here. In a sweep there is one run per method "
+    "with a child per view count, and a metric's step is the number of input views."
+)
 _BATCH = 1000  # metrics that MLflow takes in one call; 100 for parameters and tags
 
 
@@ -159,17 +163,18 @@ def _tags(record: Record) -> dict[str, str]:
 def plan_sweep(folder: Path, preset: str) -> list[PlannedRun]:
     """One parent run per method with its children, from `folder` (`results/<preset>/sweep/<dataset>`)."""
     rows = read_records(folder / "rows.jsonl")
-    return [
-        _plan_method(folder, preset, [row for row in rows if row["method"] == m]) for m in _distinct(rows, "method")
-    ]
+    by_method = [[row for row in rows if row["method"] == method] for method in _distinct(rows, "method")]
+    ended = (folder / "rows.jsonl").stat().st_mtime
+    # a second apart: the dashboard lists the newest run first, so methods keep the order of the sweep
+    return [_plan_method(folder, preset, found, ended - i) for i, found in enumerate(by_method)]
 
 
 def _distinct(rows: Iterable[Record], name: str) -> list[Any]:
     return list(dict.fromkeys(row[name] for row in rows))
 
 
-def _plan_method(folder: Path, preset: str, rows: list[Record]) -> PlannedRun:
-    method, ended = rows[0]["method"], (folder / "rows.jsonl").stat().st_mtime
+def _plan_method(folder: Path, preset: str, rows: list[Record], ended: float) -> PlannedRun:
+    method = rows[0]["method"]
     tags = {"preset": preset, "stage": "sweep", "dataset": folder.name, "method": method}
     tags = _passport_tags(rows) | tags
     children, images = [], []
@@ -316,7 +321,12 @@ def _experiment(client: MlflowClient, name: str, preset: str, tracking_uri: str)
         if tracking_uri.startswith("sqlite:///"):
             database = Path(tracking_uri.removeprefix("sqlite:///"))
             location = (database.resolve().parent / "mlartifacts" / name).as_uri()
-        return str(client.create_experiment(name, artifact_location=location, tags={"geolrm.preset": preset}))
+        tags = {
+            "geolrm.preset": preset,
+            "mlflow.note.content": NOTE,
+            "mlflow.experimentKind": "custom_model_development",
+        }
+        return str(client.create_experiment(name, artifact_location=location, tags=tags))
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return str(found.experiment_id)
@@ -385,12 +395,15 @@ def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _table(rows: Iterable[Record]) -> dict[str, list[Any]]:
-    """The table of objects in the form of MLflow's `log_table`: every plain field; the passport is left to the tags."""
+    """The table of objects in the form of MLflow's `log_table`: what is read most comes first, the
+    passport is left to the tags."""
+    first = ("object", "views", "status", "psnr", "psnr_foreground", "ssim", "cd_sum", "fscore_0.1", "latency_s")
     plain = [
         {name: value for name, value in row.items() if value is None or isinstance(value, str | int | float)}
         for row in rows
     ]
-    names = list(dict.fromkeys(name for row in plain for name in row))
+    found = list(dict.fromkeys(name for row in plain for name in row))
+    names = [name for name in first if name in found] + [name for name in found if name not in first]
     return {"columns": names, "data": [[row.get(name) for name in names] for row in plain]}
 
 

@@ -3,7 +3,7 @@
 In: `results/<preset>/` (training steps, sweep rows, pictures) and params.yaml. Out, in the same folder: `report.html`
 (self-contained) and `summary.json` (what README tables and `docs/results/` are made from), and an MLflow store rebuilt from
 the same files. Convention: files are the truth, nothing is measured anew here. Trade: MLflow's database is no DVC output;
-`--tracking-uri none` leaves it alone. Verified by tests/pipelines and by looking at both (docs/images/screenshots.sh).
+`--tracking-uri none` leaves it alone. Verified by tests/pipelines and by looking at both (docs/images/screenshots.py).
 """
 
 from __future__ import annotations
