@@ -24,7 +24,7 @@ from geolrm.data.rig import render_rig, test_rig, view_roles
 from geolrm.failures import BadInput
 from geolrm.views import Views
 
-VERSION = 1  # of what is drawn and how it is rendered: raise it when either changes
+VERSION = 2  # of what is drawn and how it is rendered: raise it when either changes
 SURFACE_POINTS = 16384
 ATTEMPTS = 64
 RAYS_AT_ONCE = {"cpu": 1 << 15, "cuda": 1 << 23}
