@@ -144,6 +144,13 @@ def test_surface_samples_are_area_uniform(kind):
         )
 
 
+def test_torus_samples_are_denser_outside_than_inside_as_its_area_is():
+    """Of its area 4 pi^2 t, the half facing outwards holds 2 pi^2 t + 4 pi t^2."""
+    uniforms = torch.rand(3, 100000, generator=torch.Generator().manual_seed(0))
+    x, y, _ = primitives.sample_surface("torus", TUBE, uniforms)
+    assert (torch.hypot(x, y) > 1).float().mean().item() == pytest.approx(0.5 + TUBE / math.pi, abs=0.006)
+
+
 # --- set operations ---
 
 
@@ -243,6 +250,16 @@ def test_alpha_is_the_share_of_rays_that_hit():
     fine = depth_of(scene, cameras, 96) > 0
     alpha = render_scene(scene, "scene", cameras, 32, 3)[0].alpha
     assert torch.allclose(alpha, torch.nn.functional.avg_pool2d(fine[:, None].float(), 3))
+
+
+def test_what_only_the_centre_ray_meets_has_neither_alpha_nor_depth():
+    """So that a pixel with depth is never transparent: a speck between the rays for alpha is left out altogether."""
+    speck, cameras = Scene((solid("ellipsoid", (0.004,) * 3),)), some_views()
+    assert (depth_of(speck, cameras, 33)[:, 16, 16] > 0).all()
+    views, normals = render_scene(speck, "speck", cameras, 33, 2)
+    assert views.alpha.max() == 0
+    assert views.depth.max() == 0
+    assert normals.abs().max() == 0
 
 
 def test_surface_points_lie_on_the_object_and_their_normals_point_out():
