@@ -352,7 +352,9 @@ def _decode_png(content: bytes, where: str) -> np.ndarray:
             if image.mode != "RGBA":
                 raise BadInput("image_channels", where, f"mode {image.mode}, expected RGBA")
             return np.asarray(image)
-    except (OSError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+    except BadInput:
+        raise
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise BadInput("image_unreadable", where, str(error), "fetch or render this view again") from error
 
 
@@ -369,11 +371,9 @@ def _decode_exr(content: bytes, size: tuple[int, ...], where: str) -> tuple[Tens
             raise BadInput("image_size", where, f"{found_size} pixels, its picture {tuple(size)}")
         image = OpenEXR.File(io.BytesIO(content), separate_channels=True, num_threads=0)
         planes = {name: image.channels()[name].pixels for name in "RGBA"}
-    except (RuntimeError, TypeError, KeyError) as error:
-        raise BadInput("exr_unreadable", where, str(error), "fetch or render this view again") from error
-    except ValueError as error:
-        if isinstance(error, BadInput):
-            raise
+    except BadInput:
+        raise
+    except (RuntimeError, TypeError, KeyError, ValueError) as error:
         raise BadInput("exr_unreadable", where, str(error), "fetch or render this view again") from error
     red, green, blue, depth = (torch.from_numpy(np.array(planes[name], dtype=np.float32)) for name in "RGBA")
     if depth.shape != tuple(size):

@@ -270,6 +270,7 @@ SPOILED_PICTURES = {
     "empty": (lambda good: b"", "image_unreadable"),
     "cut": (lambda good: good[: len(good) // 2], "image_unreadable"),
     "header only": (lambda good: good[:30], "image_unreadable"),
+    "short header chunk": (lambda good: good[:8] + b"\0\0\0\2IHDR\0\0" + good[16:], "image_unreadable"),
     "jpeg": (lambda good: png("RGB", kind="JPEG"), "image_unreadable"),
     "no alpha": (lambda good: png("RGB"), "image_channels"),
     "other size": (lambda good: png(size=(SIDE, SIDE + 1)), "image_size"),

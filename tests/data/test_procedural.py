@@ -1,12 +1,19 @@
 """Procedural objects against closed forms, against themselves between views, and against their own description."""
 
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
+import yaml
 
 from geolrm.cameras import Cameras
 from geolrm.config import Procedural
@@ -19,6 +26,7 @@ from geolrm.data.rig import render_rig
 from geolrm.data.rig import test_rig as rig_of_tests
 from pipelines.render_procedural import MANIFEST, keys, render_objects
 
+REPOSITORY = Path(__file__).parents[2]
 KINDS = get_args(Kind)
 TUBE = 0.35
 
@@ -136,6 +144,13 @@ def test_surface_samples_are_area_uniform(kind):
         )
 
 
+def test_torus_samples_are_denser_outside_than_inside_as_its_area_is():
+    """Of its area 4 pi^2 t, the half facing outwards holds 2 pi^2 t + 4 pi t^2."""
+    uniforms = torch.rand(3, 100000, generator=torch.Generator().manual_seed(0))
+    x, y, _ = primitives.sample_surface("torus", TUBE, uniforms)
+    assert (torch.hypot(x, y) > 1).float().mean().item() == pytest.approx(0.5 + TUBE / math.pi, abs=0.006)
+
+
 # --- set operations ---
 
 
@@ -235,6 +250,16 @@ def test_alpha_is_the_share_of_rays_that_hit():
     fine = depth_of(scene, cameras, 96) > 0
     alpha = render_scene(scene, "scene", cameras, 32, 3)[0].alpha
     assert torch.allclose(alpha, torch.nn.functional.avg_pool2d(fine[:, None].float(), 3))
+
+
+def test_what_only_the_centre_ray_meets_has_neither_alpha_nor_depth():
+    """So that a pixel with depth is never transparent: a speck between the rays for alpha is left out altogether."""
+    speck, cameras = Scene((solid("ellipsoid", (0.004,) * 3),)), some_views()
+    assert (depth_of(speck, cameras, 33)[:, 16, 16] > 0).all()
+    views, normals = render_scene(speck, "speck", cameras, 33, 2)
+    assert views.alpha.max() == 0
+    assert views.depth.max() == 0
+    assert normals.abs().max() == 0
 
 
 def test_surface_points_lie_on_the_object_and_their_normals_point_out():
@@ -351,6 +376,30 @@ def test_tars_without_a_manifest_are_not_trusted(tmp_path):
     render_objects(settings(train=1), tmp_path, 1)
     (tmp_path / MANIFEST).unlink()
     assert render_objects(settings(train=1), tmp_path, 1) == {"kept": 0, "rendered": 3}
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_outright_is_finished_by_the_next_with_the_same_bytes(tmp_path):
+    params = yaml.safe_load((REPOSITORY / "presets/smoke.yaml").read_text())
+    asked = settings(train=12, resolution=32, workers=2)
+    params["procedural"] = asked.model_dump()
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    folder = tmp_path / "datasets/procedural/smoke/objects"
+    command = [sys.executable, "-m", "pipelines.render_procedural"]
+    run = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    while run.poll() is None and len(list(folder.glob("*.tar"))) < 3:
+        time.sleep(0.01)
+    run.kill()
+    assert run.wait() == -signal.SIGKILL
+    time.sleep(2)  # its workers end with it
+    done = len(list(folder.glob("*.tar")))
+    assert 3 <= done < 14
+    time.sleep(1)
+    assert len(list(folder.glob("*.tar"))) == done
+    counts = render_objects(asked, folder, 1)
+    assert counts["kept"] == done
+    render_objects(asked, tmp_path / "never killed", 1)
+    assert bytes_in(folder) == bytes_in(tmp_path / "never killed")
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Procedural objects: the pipeline's embedded data, ray-traced in closed form.
 
 In: a seed, a key, a resolution. Out: the object rendered from its rig, with alpha, planar depth, normals and true surface
-samples. Convention: DESIGN as for every render of ours (`geolrm/data/rig.py`); depth and normals come from the ray through
+samples. Convention: cameras of `geolrm/data/rig.py`, the ball of radius 0.5; depth and normals come from the ray through
 the pixel's centre, an exact hit or nothing; alpha and colour are means over supersampling^2 rays a pixel, colour over the
 rays that hit, in sRGB, the space that pictures are composited in. A pixel that no such ray hits has no depth either; at a
 silhouette a pixel can have some alpha and no depth. Trade: one device's floats; the bytes repeat on one machine and torch
@@ -24,7 +24,7 @@ from geolrm.data.rig import render_rig, test_rig, view_roles
 from geolrm.failures import BadInput
 from geolrm.views import Views
 
-VERSION = 1  # of what is drawn and how it is rendered: raise it when either changes
+VERSION = 2  # of what is drawn and how it is rendered: raise it when either changes
 SURFACE_POINTS = 16384
 ATTEMPTS = 64
 RAYS_AT_ONCE = {"cpu": 1 << 15, "cuda": 1 << 23}

@@ -33,8 +33,8 @@ MARGIN = 1.005  # hull points understate round solids by up to 0.3 %
 MIN_AREA = 0.3  # object units squared; the ball itself has 3.14
 MIN_SIDES = (0.5, 0.15)  # of the longest and the middle side of the object's box
 CANDIDATES = 32768  # surface candidates a round
-AMBIENT_SKY, AMBIENT_GROUND = 0.5, 0.22
-LIGHTS = (((0.5, -0.35, 0.79), 0.55), ((-0.75, 0.5, 0.2), 0.2))  # directions towards the light, strengths
+AMBIENT_SKY, AMBIENT_GROUND = 0.62, 0.34
+LIGHTS = (((0.5, -0.35, 0.79), 0.5), ((-0.75, 0.5, 0.2), 0.18))  # directions towards the light, strengths
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def draw_texture(random: np.random.Generator) -> Texture:
 def _palette(random: np.random.Generator) -> Tensor:
     """Three colours, of which the first two differ clearly in lightness."""
     hue = random.random()
-    dark, light = random.uniform(0.15, 0.5), random.uniform(0.75, 1.0)
+    dark, light = random.uniform(0.2, 0.6), random.uniform(0.8, 1.0)
     spread = random.choice([0.04, 0.15, 0.5])  # one hue, neighbours, or opposites
     colours = []
     for value in (dark, light, random.uniform(0.3, 1.0)):
