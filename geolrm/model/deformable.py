@@ -59,9 +59,9 @@ def attend_view(maps: list[Tensor], uv: Tensor, offsets: Tensor, weights: Tensor
 
 def average_views(sums: Tensor, logits: Tensor, visible: Tensor) -> Tensor:
     """The outer sum of equation 3: sums (B, V, N, C), logits and visible (B, V, N) -> (B, N, C), zero where none sees."""
-    masked = logits.float().masked_fill(~visible, torch.finfo(torch.float32).min)
-    shares = masked.softmax(dim=1) * visible  # where no view sees, the softmax is uniform and the product zero: no NaN
-    return (sums * shares[..., None].to(sums.dtype)).sum(dim=1)
+    logits = logits.to(sums.dtype).masked_fill(~visible, torch.finfo(sums.dtype).min)
+    shares = logits.softmax(dim=1) * visible  # where no view sees, the softmax is uniform and the product zero: no NaN
+    return (sums * shares[..., None]).sum(dim=1)
 
 
 class DeformableCrossAttention(nn.Module):
@@ -90,14 +90,15 @@ class DeformableCrossAttention(nn.Module):
         directions = directions / directions.abs().amax(dim=-1, keepdim=True)
         radii = torch.arange(1, self.points + 1)
         star = directions[:, None, None] * radii[:, None]  # (heads, 1, points, 2)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
         nn.init.zeros_(self.offsets.weight)
+        nn.init.zeros_(self.weights.weight)
+        nn.init.xavier_uniform_(self.values.weight)
+        nn.init.xavier_uniform_(self.output.weight)
         with torch.no_grad():
             self.offsets.bias.copy_(star.expand(-1, LEVELS, -1, -1).reshape(-1))
-        nn.init.zeros_(self.weights.weight)
-        nn.init.zeros_(self.weights.bias)
-        for layer in (self.values, self.output):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Tensor, features: tuple[Tensor, Tensor], uv: Tensor, visible: Tensor) -> Tensor:
         """Look at all views.

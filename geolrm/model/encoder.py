@@ -43,6 +43,9 @@ class HierarchicalEncoder(nn.Module):
         BadInput: `dinov2_weights` when the published weights cannot be had, `dinov2_size` when the sizes are not theirs.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, settings: config.Encoder, pretrained: bool = True) -> None:
         super().__init__()
         download = pretrained and settings.dinov2 == "pretrained"

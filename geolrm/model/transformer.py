@@ -29,6 +29,8 @@ OCTAVES = 6  # of the token input: the finest wave is 1/32 of the cube's side lo
 class TokenInput(nn.Module):
     """Anchor points (B, N, 3) to tokens (B, N, width): coordinates and their sines and cosines, linearly mapped."""
 
+    waves: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.linear = nn.Linear(3 + 3 * 2 * OCTAVES, width)

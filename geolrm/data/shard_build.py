@@ -1,0 +1,166 @@
+"""Building one shard: object tars in, the trio of shard, Parquet rows and stats out.
+
+In: a `ShardJob`. Out: `<name>.tar`, `<name>.parquet`, `<name>.stats.json`, each whole or not at all, the stats last: they
+vouch for the other two. Convention: an object that cannot be used is counted by its reason and leaves no gap in the others;
+a full disk or any other error ends the job and leaves none of its files half-written. Trade: objects pass one at a time, so
+that a worker's memory does not grow with the shard. Runs in Dask workers, which receive nothing but the job. Verified by
+killing it, by filling its disk, and by bad objects among good ones.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from geolrm.data.catalog import catalog_row, rows_to_parquet
+from geolrm.data.object_tar import RenderedObject, read_object_tar
+from geolrm.data.shard_plan import FORMAT_VERSION, ObjectTar, ShardJob, codec_versions, file_sha256
+from geolrm.data.shards import (
+    KEY,
+    DistinctViews,
+    EncodedObject,
+    ShardWriter,
+    distinct_views,
+    encode_object,
+    even_draw,
+    label,
+    surface_from_depth,
+)
+from geolrm.data.whole_file import whole_file, write_whole
+from geolrm.failures import BadInput
+
+DEPTH_SURFACE_RESOLUTION = 256  # points of a surface known from depth maps alone: at most one per voxel of this grid
+
+
+class StepTimes:
+    """Seconds spent in each named step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def build_shard(job: ShardJob) -> dict[str, Any]:
+    """Build a shard and return its stats.
+
+    Raises:
+        OSError: from `whole_file` when the disk is full.
+    """
+    torch.set_num_threads(1)  # one worker, one core: the parallelism is over shards
+    torch.set_grad_enabled(False)
+    times, start = StepTimes(), time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    dropped: list[dict[str, str]] = []
+    member_bytes: Counter[str] = Counter()
+    job.stats.unlink(missing_ok=True)  # from here until the new stats are written, the shard does not hold
+    with whole_file(job.tar) as file:
+        writer = ShardWriter(file)
+        for item in job.objects:
+            try:
+                sample = encode_tar(item, job, times)
+            except BadInput as error:
+                dropped.append({"key": item.key, "reason": error.reason, "detail": str(error)})
+                continue
+            with times.step("write"):
+                rows.append(catalog_row(sample, job.tar.name, writer.add(sample)))
+            for name, data in sample.members.items():
+                member_bytes[_kind(name)] += len(data)
+        with times.step("write"):
+            writer.close()
+    with times.step("write"):
+        write_whole(job.rows, rows_to_parquet(rows))
+    stats = {
+        "shard": job.tar.name,
+        "dataset": job.dataset,
+        "split": job.split,
+        "fingerprint": job.fingerprint,
+        "objects_in": len(job.objects),
+        "objects_out": len(rows),
+        "drops": dict(sorted(Counter(drop["reason"] for drop in dropped).items())),
+        "dropped": dropped,
+        "refused_points": sum(row["refused_points"] for row in rows),
+        "bytes_in": sum(item.bytes for item in job.objects),
+        "bytes_out": job.tar.stat().st_size,
+        "member_bytes": dict(sorted(member_bytes.items())),
+        "files": {name: _file_record(path) for name, path in (("tar", job.tar), ("rows", job.rows))},
+        "seconds": {**times.seconds, "total": time.perf_counter() - start},
+        "versions": {
+            "format": FORMAT_VERSION,
+            **codec_versions(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    write_whole(job.stats, json.dumps(stats, indent=1, sort_keys=True).encode())
+    return stats
+
+
+def encode_tar(item: ObjectTar, job: ShardJob, times: StepTimes) -> EncodedObject:
+    """Read, label and encode one object.
+
+    Raises:
+        BadInput: whatever is wrong with it.
+    """
+    if not KEY.fullmatch(item.key):
+        detail = f"{item.key!r} holds characters that part names in a WebDataset"
+        raise BadInput("key_characters", item.path, detail, "name the tar by letters, digits, '_', '-' and '+' only")
+    with times.step("read"):
+        obj = read_object_tar(Path(item.path), normals=not _has_surface(Path(item.path)))
+        if obj.key != item.key:
+            raise BadInput("key_mismatch", item.path, f"holds the object {obj.key!r}", f"name it {obj.key}.tar")
+        obj = replace(obj, meta={**obj.meta, "split": item.split})
+        kept = distinct_views(obj.views)
+    with times.step("occupancy"):
+        grid, refused = label(kept.views, job.voxel_resolution)
+    with times.step("surface"):
+        surface = _surface(obj, kept, job.surface_points)
+    with times.step("encode"):
+        return encode_object(obj, kept, grid, refused, surface)
+
+
+def _has_surface(path: Path) -> bool:
+    """Whether the tar holds surface samples: only without them are the normals of its views worth decoding."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            return any(name.endswith("/surface.npz") for name in tar.getnames())
+    except (tarfile.TarError, EOFError, FileNotFoundError):  # the reader of the object will say what is wrong
+        return False
+
+
+def _surface(obj: RenderedObject, kept: DistinctViews, wanted: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """True surface samples where the object has them, else its depth maps', evenly drawn."""
+    if obj.points is not None and obj.point_normals is not None:
+        points, normals = obj.points, obj.point_normals
+    else:
+        if obj.normals is None:
+            raise ValueError(f"{obj.key}: read without normals")
+        points, normals = surface_from_depth(kept.views, obj.normals[kept.numbers], DEPTH_SURFACE_RESOLUTION)
+    rows = even_draw(len(points), wanted, obj.key)
+    return points[rows], normals[rows]
+
+
+def _kind(member: str) -> str:
+    """What a member is, without its view's number: `rgba`, `test.depth`, `surface`, ..."""
+    parts = member.split(".")
+    return ".".join(parts[:2]) if parts[0] == "test" else parts[0]
+
+
+def _file_record(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": file_sha256(path)}

@@ -1,0 +1,225 @@
+"""Which shards a folder of object tars becomes, and which of them already hold.
+
+In: `objects/*.tar` of one data set and preset. Out: `ShardJob`s in a fixed order, each with a fingerprint over everything
+that its bytes depend on: parameters, input hashes, format and codec versions. A shard holds if its `.stats.json`, written
+last of its three files, carries that fingerprint and the files still have the sizes and hashes that it names; every other
+one is made anew, and files that belong to no planned shard are removed. Convention: sorted keys, cut every
+`objects_per_shard` within a split, before anything is read, so that a bad object moves no other. Trade: a file whose size
+and modification time are as remembered is not hashed again. Verified by kills, planted damage and changed parameters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tarfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from geolrm.config import Shard
+from geolrm.data.whole_file import write_whole
+from geolrm.failures import BadInput
+
+FORMAT_VERSION = 1  # raise it whenever the bytes of a shard change for the same input: every shard becomes stale
+DEFAULT_SPLIT = "train"  # of tars that name none, as GObjaverse's
+SPLIT_NAME = re.compile(r"[a-z0-9_]+")
+MAX_META_BYTES = 1 << 20
+
+
+def codec_versions() -> dict[str, str]:
+    """What the bytes of shards and rows depend on besides input and parameters."""
+    import pyarrow
+    from PIL import __version__, features
+
+    return {
+        "pillow": __version__,
+        "webp": str(features.version("webp")),
+        "png_zlib": str(features.version("zlib")),
+        "zlib": zlib.ZLIB_RUNTIME_VERSION,
+        "pyarrow": pyarrow.__version__,
+    }
+
+
+@dataclass(frozen=True)
+class ObjectTar:
+    """One input: its key (the tar's stem), the split that its metadata names, its place and content."""
+
+    key: str
+    split: str
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard to build: `folder/name.tar` with its rows and stats, from these objects, in this order."""
+
+    name: str
+    split: str
+    dataset: str
+    folder: str
+    voxel_resolution: int
+    surface_points: int
+    objects: tuple[ObjectTar, ...]
+    fingerprint: str = field(default="", compare=False)
+
+    @property
+    def tar(self) -> Path:
+        return Path(self.folder, f"{self.name}.tar")
+
+    @property
+    def rows(self) -> Path:
+        return Path(self.folder, f"{self.name}.parquet")
+
+    @property
+    def stats(self) -> Path:
+        return Path(self.folder, f"{self.name}.stats.json")
+
+
+class HashCache:
+    """SHA-256 of files, remembered in a JSON file by size and modification time, with the split of object tars."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, dict[str, Any]] = {}
+        self._seen: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            try:
+                self._known = json.loads(path.read_bytes())
+            except ValueError:  # a cache may be lost: it is only made again
+                self._known = {}
+
+    def entry(self, path: Path, *, with_split: bool = False) -> dict[str, Any]:
+        """`{size, time, sha256}` and, for an object tar, `split`."""
+        status = path.stat()
+        now = {"size": status.st_size, "time": status.st_mtime_ns}
+        known = self._known.get(str(path), {})
+        if {name: known.get(name) for name in now} == now and ("split" in known) >= with_split:
+            found = known
+        else:
+            found = {**now, "sha256": file_sha256(path)}
+            if with_split:
+                found["split"] = split_of(path)
+        self._seen[str(path)] = found
+        return found
+
+    def remember(self, path: Path, sha256: str) -> None:
+        """Take over the hash of a file that its writer has just computed."""
+        status = path.stat()
+        self._seen[str(path)] = {"size": status.st_size, "time": status.st_mtime_ns, "sha256": sha256}
+
+    def save(self) -> None:
+        """Write what was asked for since loading; the rest is forgotten."""
+        if self._seen != self._known:
+            write_whole(self._path, json.dumps(self._seen, sort_keys=True, indent=0).encode())
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def split_of(path: Path) -> str:
+    """The split that an object tar's `meta.json` names; of a tar that names none or cannot be read, the one before the
+    dash in its file name, if that is a usual one, else `DEFAULT_SPLIT`: a broken tar is counted where it belongs."""
+    named = path.name.partition("-")[0]
+    fallback = named if named in ("train", "val", "test") else DEFAULT_SPLIT
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.name.count("/") == 1 and member.name.endswith("/meta.json") and member.isreg():
+                    stream = tar.extractfile(member)
+                    if stream is None or member.size > MAX_META_BYTES:
+                        return fallback
+                    split = json.loads(stream.read()).get("split")
+                    return split if isinstance(split, str) and SPLIT_NAME.fullmatch(split) else fallback
+    except (tarfile.TarError, EOFError, ValueError, AttributeError):  # the reader of the object will say what is wrong
+        return fallback
+    return fallback
+
+
+def find_objects(folder: Path, cache: HashCache, threads: int) -> list[ObjectTar]:
+    """All object tars of a folder, sorted by key.
+
+    Raises:
+        BadInput: `objects_missing` when there is none.
+    """
+    paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+    if not paths:
+        raise BadInput("objects_missing", folder, "no object tars", "render or fetch the data set first")
+    with ThreadPoolExecutor(threads) as pool:
+        entries = list(pool.map(lambda path: cache.entry(path, with_split=True), paths))
+    return [
+        ObjectTar(path.stem, entry["split"], str(path), entry["sha256"], entry["size"])
+        for path, entry in zip(paths, entries, strict=True)
+    ]
+
+
+def plan_shards(objects: Iterable[ObjectTar], folder: Path, dataset: str, params: Shard) -> list[ShardJob]:
+    """Cut the objects of each split, sorted by key, into shards of `objects_per_shard`."""
+    by_split: dict[str, list[ObjectTar]] = defaultdict(list)
+    for item in sorted(objects, key=lambda item: item.key):
+        by_split[item.split].append(item)
+    versions, jobs = codec_versions(), []
+    for split, items in sorted(by_split.items()):
+        for number, start in enumerate(range(0, len(items), params.objects_per_shard)):
+            chosen = tuple(items[start : start + params.objects_per_shard])
+            name = f"{split}-{number:06d}"
+            content = {
+                "format": FORMAT_VERSION,
+                "codecs": versions,
+                "shard": [dataset, split, name],
+                "params": [params.voxel_resolution, params.surface_points],
+                "objects": [[item.key, item.sha256] for item in chosen],
+            }
+            fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+            resolution, points = params.voxel_resolution, params.surface_points
+            jobs.append(ShardJob(name, split, dataset, str(folder), resolution, points, chosen, fingerprint))
+    return jobs
+
+
+def read_stats(job: ShardJob) -> dict[str, Any] | None:
+    """The stats of a shard that exists, or None."""
+    try:
+        stats = json.loads(job.stats.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return stats if isinstance(stats, dict) else None
+
+
+def holds(job: ShardJob, cache: HashCache) -> bool:
+    """Whether the shard's three files are there, were made from just this job, and are undamaged."""
+    stats = read_stats(job)
+    if stats is None or stats.get("fingerprint") != job.fingerprint:
+        return False
+    for name, path in (("tar", job.tar), ("rows", job.rows)):
+        written = stats["files"][name]
+        if not path.exists() or path.stat().st_size != written["size"]:
+            return False
+        if cache.entry(path)["sha256"] != written["sha256"]:
+            return False
+    return True
+
+
+def remember(job: ShardJob, cache: HashCache) -> None:
+    """Note the hashes of a shard that was just built, so that the next run need not read it."""
+    stats = read_stats(job)
+    if stats is not None:
+        cache.remember(job.tar, stats["files"]["tar"]["sha256"])
+        cache.remember(job.rows, stats["files"]["rows"]["sha256"])
+
+
+def remove_leftovers(folder: Path, jobs: Iterable[ShardJob]) -> list[Path]:
+    """Remove what belongs to no planned shard: partial files of killed writers, shards of other parameters."""
+    planned = {path for job in jobs for path in (job.tar, job.rows, job.stats)}
+    leftovers = sorted(path for path in folder.iterdir() if path not in planned and path.is_file())
+    for path in leftovers:
+        path.unlink()
+    return leftovers

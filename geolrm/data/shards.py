@@ -1,0 +1,285 @@
+"""The shard: a plain WebDataset tar in which one sample is one object, ready to train on.
+
+In: rendered objects (`object_tar.RenderedObject`). Out: tar members per object, and back. Convention: each view is a member
+of its own, so that only the views that are picked get read and decoded; duplicates of earlier views are left out; the
+metadata lists the SHA-256 of every other member; times, owners and orders are fixed, so that equal input gives equal
+bytes. `docs/shard-format.md` is the contract and a test parses its table. Trade: colour is kept to the bit (lossless WebP),
+depth to 1/16384 of the object cube in 16-bit PNG, at under three quarters of what all 16 bits cost;
+`benchmarks/speed/codecs.py` measures both against their alternatives. Verified by round trips, by error bounds, and by reading with `webdataset`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import re
+import tarfile
+import zlib
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from geolrm.cameras import Cameras
+from geolrm.data import rig
+from geolrm.data.object_tar import RenderedObject, cropped_views
+from geolrm.data.shard_plan import FORMAT_VERSION
+from geolrm.failures import BadInput
+from geolrm.occupancy import occupancy_from_depth, pack, unpack, voxel_indices
+from geolrm.views import Views
+
+WEBP = {"lossless": True, "exact": True, "method": 1, "quality": 50}
+PNG_LEVEL = 6
+DEPTH_STEP = 2.0**-13  # object units between two depth codes; the error is at most half of it
+MAX_DEPTH_ERROR = 1 / (20 * 128)  # a twentieth of a voxel at R = 128
+OUTSIDE_SHARE = 0.01  # of an object's surface pixels that may lie more than a voxel outside the cube
+KEY = re.compile(r"[A-Za-z0-9_\-+]+")
+TAR_BLOCK, TAR_RECORD = 512, 10240
+
+
+@dataclass(frozen=True)
+class EncodedObject:
+    """One sample of a shard: its members' bytes by name without the key, its metadata, and its cameras for the catalog."""
+
+    key: str
+    members: dict[str, bytes]
+    meta: dict[str, Any]
+    cameras: Cameras
+    test_cameras: Cameras | None
+
+
+# --- colour and depth ------------------------------------------------------------------------------------------------
+
+
+def encode_rgba(colour: Tensor, alpha: Tensor) -> bytes:
+    """Lossless WebP of one picture: colour (3, H, W) and alpha (1, H, W) in [0, 1], exact for 8-bit sources."""
+    rgba = (torch.cat([colour, alpha]) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous()
+    buffer = io.BytesIO()
+    Image.fromarray(rgba.numpy(), "RGBA").save(buffer, "WEBP", **WEBP)
+    return buffer.getvalue()
+
+
+def decode_rgba(data: bytes) -> tuple[Tensor, Tensor]:
+    """Colour (3, H, W) and alpha (1, H, W) in [0, 1] of `encode_rgba`."""
+    with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
+        rgba = torch.from_numpy(np.array(image.convert("RGBA"))).permute(2, 0, 1).float() / 255
+    return rgba[:3], rgba[3:]
+
+
+def depth_code(depth: Tensor, where: object) -> tuple[float, float]:
+    """Scale and offset of the depth codes of one object: depth = offset + scale * (code - 1), code 0 = no surface.
+
+    The scale is a power of two and the offset a multiple of it, so that decoding is exact arithmetic.
+
+    Raises:
+        BadInput: `depth_range` when the span of depths leaves no 16-bit code an error below a twentieth of a voxel.
+    """
+    surface = depth[depth > 0].double()
+    low, high = (surface.min().item(), surface.max().item()) if len(surface) else (0.0, 0.0)
+    scale = DEPTH_STEP
+    while (high - math.floor(low / scale) * scale) / scale > 65533:
+        scale *= 2
+    if scale / 2 > MAX_DEPTH_ERROR:
+        detail = f"depths span {low:.3g} to {high:.3g} object units"
+        raise BadInput("depth_range", where, detail, "are the depths in object units, is the background 0?")
+    return scale, math.floor(low / scale) * scale
+
+
+def encode_depth(depth: Tensor, scale: float, offset: float) -> bytes:
+    """16-bit PNG of one depth map (H, W)."""
+    codes = torch.where(depth > 0, ((depth.double() - offset) / scale).round() + 1, 0.0)
+    buffer = io.BytesIO()
+    Image.fromarray(codes.numpy().astype(np.uint16)).save(buffer, "PNG", compress_level=PNG_LEVEL)
+    return buffer.getvalue()
+
+
+def decode_depth(data: bytes, scale: float, offset: float) -> Tensor:
+    """Depth map (H, W), 0 = no surface, of `encode_depth`."""
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        codes = torch.from_numpy(np.array(image).astype(np.int32))
+    return torch.where(codes > 0, offset + scale * (codes - 1).double(), 0.0).float()
+
+
+# --- arrays and metadata ---------------------------------------------------------------------------------------------
+
+
+def encode_array(array: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array.contiguous().numpy(), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def decode_array(data: bytes) -> Tensor:
+    return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False))
+
+
+def encode_occupancy(grid: Tensor) -> bytes:
+    """Packed bits of a grid (R, R, R), compressed."""
+    return zlib.compress(pack(grid), 9)
+
+
+def decode_occupancy(data: bytes, resolution: int) -> Tensor:
+    return unpack(zlib.decompress(data), resolution)
+
+
+def surface_from_depth(views: Views, normals: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
+    """Points (N, 3) and unit normals (N, 3) of depth maps, one per voxel of a grid of that resolution.
+
+    One point per voxel evens out what many views see against what few do; where two pixels hit a voxel the first one's
+    stays. Normals: (V, 3, H, W) in the world, 0 where unknown.
+    """
+    if views.depth is None:
+        raise ValueError(f"{views.key}: views without depth have no surface")
+    seen = views.depth > 0
+    points = views.cameras.unproject(views.depth)[seen]
+    directions = normals.permute(0, 2, 3, 1)[seen]
+    inside = ((points + 0.5) * resolution).floor()
+    kept = ((inside >= -1) & (inside <= resolution)).all(dim=-1)
+    points, directions = points[kept], directions[kept]
+    x, y, z = voxel_indices(points, resolution)[0].unbind(-1)
+    _, first = np.unique(((x * resolution + y) * resolution + z).numpy(), return_index=True)
+    picked = torch.from_numpy(np.sort(first))
+    return points[picked], directions[picked]
+
+
+def even_draw(count: int, wanted: int, key: str) -> Tensor:
+    """At most `wanted` of `count` row numbers, sorted; a pure function of its arguments."""
+    if count <= wanted:
+        return torch.arange(count)
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "big")
+    ranks = np.random.Philox(key=seed).random_raw(count)
+    return torch.from_numpy(np.sort(np.argsort(ranks, kind="stable")[:wanted]))
+
+
+# --- one object ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DistinctViews:
+    """An object's views without duplicates (V; 38 of GObjaverse's 40), their roles, and their numbers in the object tar."""
+
+    views: Views
+    roles: list[str]
+    numbers: list[int]
+
+
+def distinct_views(views: Views) -> DistinctViews:
+    """Leave out each view whose pose equals an earlier one's."""
+    roles = rig.view_roles(views.cameras)
+    kept = [i for i, role in enumerate(roles) if role != "duplicate"]
+    return DistinctViews(views[kept], [roles[i] for i in kept], kept)
+
+
+def label(views: Views, resolution: int) -> tuple[Tensor, int]:
+    """Occupancy label (R, R, R) of an object's views and the count of refused pixels.
+
+    Raises:
+        BadInput: `empty_object` (no surface in any view), `outside_cube`.
+    """
+    if views.depth is None or not (views.depth > 0).any():
+        detail = "no view shows any surface"
+        raise BadInput("empty_object", views.key, detail, "check that the object was loaded and lies inside the cube")
+    grid, refused = occupancy_from_depth(views.depth, views.cameras, resolution)
+    share = refused / int((views.depth > 0).sum())
+    if share > OUTSIDE_SHARE:
+        detail = f"{share:.1%} of the surface pixels lie more than a voxel outside the cube [-0.5, 0.5]^3"
+        raise BadInput("outside_cube", views.key, detail, "normalise the object by its box before rendering it")
+    return grid, refused
+
+
+def encode_object(
+    obj: RenderedObject,
+    kept: DistinctViews,
+    grid: Tensor,
+    refused: int,
+    surface: tuple[Tensor, Tensor],
+) -> EncodedObject:
+    """Members and metadata of one sample.
+
+    Args:
+        obj: the object as its tar holds it; supplies test views and metadata.
+        kept: its distinct views, with depth.
+        grid: occupancy label (R, R, R), which `refused` pixels were left out of.
+        surface: points (P, 3) in the object frame and unit normals (P, 3).
+    """
+    views, test = kept.views, obj.test_views
+    if views.depth is None:
+        raise ValueError(f"{obj.key}: views without depth")
+    depths = [views.depth] if test is None or test.depth is None else [views.depth, test.depth]
+    scale, offset = depth_code(torch.cat([depth.reshape(-1) for depth in depths]), obj.key)
+    members = _view_members("", views, scale, offset)
+    if test is not None:
+        members |= _view_members("test.", test, scale, offset)
+    members["occupancy.zlib"] = encode_occupancy(grid)
+    members["surface.points.npy"] = encode_array(surface[0].float())
+    members["surface.normals.npy"] = encode_array(surface[1].half())
+    meta = {
+        **obj.meta,
+        "format": FORMAT_VERSION,
+        "key": obj.key,
+        "height": views.size[0],
+        "width": views.size[1],
+        "roles": kept.roles,
+        "source_views": kept.numbers,
+        "cropped_views": cropped_views(views),
+        "test_views": 0 if test is None else len(test),
+        "test_depth": test is not None and test.depth is not None,
+        "depth_scale": scale,
+        "depth_offset": offset,
+        "voxel_resolution": grid.shape[0],
+        "occupied_voxels": int(grid.sum()),
+        "refused_points": refused,
+        "surface_points": len(surface[0]),
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(members.items())},
+    }
+    members["meta.json"] = json.dumps(meta, sort_keys=True, allow_nan=False).encode()
+    return EncodedObject(obj.key, members, meta, views.cameras, None if test is None else test.cameras)
+
+
+def _view_members(prefix: str, views: Views, scale: float, offset: float) -> dict[str, bytes]:
+    members = {
+        f"{prefix}cameras.poses.npy": encode_array(views.cameras.camera_to_world.float()),
+        f"{prefix}cameras.intrinsics.npy": encode_array(views.cameras.intrinsics.float()),
+    }
+    for i in range(len(views)):
+        members[f"{prefix}rgba.{i:02d}.webp"] = encode_rgba(views.colour[i], views.alpha[i])
+        if views.depth is not None:
+            members[f"{prefix}depth.{i:02d}.png"] = encode_depth(views.depth[i], scale, offset)
+    return members
+
+
+# --- the tar ---------------------------------------------------------------------------------------------------------
+
+
+class ShardWriter:
+    """Appends samples to a tar and says where each member's bytes lie. Equal samples give equal bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.position = 0
+
+    def add(self, sample: EncodedObject) -> list[dict[str, Any]]:
+        """Write a sample, members sorted by name; returns `{name, offset, size}` of each, offset of its first byte."""
+        places = []
+        for name, data in sorted(sample.members.items()):
+            header = tarfile.TarInfo(f"{sample.key}.{name}")
+            header.size, header.mode = len(data), 0o644  # time, owner and group stay 0
+            self._write(header.tobuf(tarfile.GNU_FORMAT))
+            places.append({"name": name, "offset": self.position, "size": len(data)})
+            self._write(data)
+            self._write(b"\0" * (-len(data) % TAR_BLOCK))
+        return places
+
+    def close(self) -> None:
+        """Write the end of the archive; the file stays open."""
+        self._write(b"\0" * (2 * TAR_BLOCK))
+        self._write(b"\0" * (-self.position % TAR_RECORD))
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self.position += len(data)

@@ -1,0 +1,220 @@
+"""The shard stage: object tars -> WebDataset shards, their rows and stats, and the merged catalog.
+
+In: `datasets/<name>/<preset>/objects/*.tar`. Out: `shards/<split>-%06d.{tar,parquet,stats.json}` and `catalog.parquet`
+beside them. Convention: shards that still hold are kept, all others made anew, leftovers removed; killed at any moment and
+run again, it ends with the same bytes. Trade: one shard is one task, so a killed worker costs its shard's work and nothing
+else. Runs on a local Dask cluster of processes (loopback only, no dashboard) or any scheduler whose workers see the same
+folders. Exit status 1 when too many objects were dropped or a shard could not be written, said at the end, when everything
+else is done. Verified by tests/data/test_shard_pipeline.py.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+from tqdm import tqdm
+
+from geolrm.config import load_params
+from geolrm.data.catalog import merge_catalogs, write_if_changed
+from geolrm.data.shard_plan import (
+    HashCache,
+    ShardJob,
+    find_objects,
+    holds,
+    plan_shards,
+    read_stats,
+    remember,
+    remove_leftovers,
+)
+from geolrm.data.whole_file import DISK_FULL
+from geolrm.failures import BadInput
+
+if TYPE_CHECKING:
+    from distributed import Client, LocalCluster
+
+NAMED_DROPS = 10
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: a run that outlived its killed parent is waited for, never raced. Freed if we are killed."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another run is writing {folder}; waiting for it", file=sys.stderr)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def dask_client(workers: int, scheduler: str | None) -> Iterator[Client]:
+    """A client of the scheduler at that address, or of a local cluster of that many one-thread processes."""
+    import dask
+
+    quiet = {"distributed.logging": {"distributed": "critical"}, "distributed.admin.system-monitor.gil.enabled": False}
+    dask.config.set(quiet | {"distributed.worker.multiprocessing-method": "forkserver"})
+    from distributed import Client
+
+    if scheduler is not None:
+        with Client(scheduler) as client:
+            yield client
+    else:
+        with local_cluster(workers) as cluster, Client(cluster) as client:
+            yield client
+
+
+def local_cluster(workers: int) -> LocalCluster:
+    """That many one-thread processes, forked from one that has torch loaded already (3 s of a core for each that has not).
+
+    They listen on loopback only, have no dashboard, and end with this process, however it ends.
+    """
+    import logging
+    import tempfile
+
+    from distributed import LocalCluster
+    from distributed.utils import get_mp_context
+
+    get_mp_context().set_forkserver_preload(["distributed", "geolrm.data.shard_build"])
+    return LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address=None,
+        worker_dashboard_address=None,
+        memory_limit=0,
+        local_directory=tempfile.gettempdir(),
+        silence_logs=logging.CRITICAL,
+    )
+
+
+def build(job: ShardJob) -> None:
+    """Build a shard in a worker: the main process itself never needs torch."""
+    from geolrm.data.shard_build import build_shard
+
+    build_shard(job)
+
+
+def build_shards(jobs: list[ShardJob], workers: int, scheduler: str | None) -> list[str]:
+    """Build shards on Dask workers; returns what went wrong, in words, per shard that could not be built."""
+    failures = []
+    with dask_client(min(workers, len(jobs)), scheduler) as client:
+        from distributed import KilledWorker, as_completed
+
+        largest_first = sorted(jobs, key=lambda job: (-sum(item.bytes for item in job.objects), job.name))
+        futures = {
+            client.submit(build, job, key=f"{job.name}-{job.fingerprint}", pure=False): job for job in largest_first
+        }
+        with tqdm(total=sum(len(job.objects) for job in jobs), desc="shard", unit="object") as progress:
+            for future in as_completed(list(futures)):
+                job = futures[future]
+                try:
+                    future.result()
+                except OSError as error:
+                    if error.errno not in DISK_FULL:
+                        raise
+                    failures.append(f"{job.name}: {error.strerror}")
+                except KilledWorker as error:
+                    failures.append(f"{job.name}: its worker died again and again, out of memory perhaps ({error})")
+                progress.update(len(job.objects))
+    return failures
+
+
+def report(jobs: list[ShardJob], max_drop_rate: float) -> list[str]:
+    """Print the totals of all shards; returns a complaint if too many objects were dropped."""
+    stats = [found for job in jobs if (found := read_stats(job)) is not None]
+    count = sum(entry["objects_in"] for entry in stats)
+    dropped: list[dict[str, Any]] = [drop for entry in stats for drop in entry["dropped"]]
+    bytes_in, bytes_out = (sum(entry[name] for entry in stats) for name in ("bytes_in", "bytes_out"))
+    print(
+        f"{len(stats)} shards, {count - len(dropped)} of {count} objects, "
+        f"{bytes_in / 1e6:,.1f} MB of object tars -> {bytes_out / 1e6:,.1f} MB"
+    )
+    if not dropped:
+        return []
+    reasons = Counter(drop["reason"] for drop in dropped)
+    lines = [f"dropped {len(dropped)}: " + ", ".join(f"{reason} {n}" for reason, n in reasons.most_common())]
+    lines += [f"  {drop['key']}: {drop['detail']}" for drop in dropped[:NAMED_DROPS]]
+    if len(dropped) > NAMED_DROPS:
+        lines.append(f"  and {len(dropped) - NAMED_DROPS} more, in the shards' .stats.json")
+    print("\n".join(lines), file=sys.stderr)
+    if len(dropped) <= max_drop_rate * count:
+        return []
+    return [f"{len(dropped)} of {count} objects dropped, more than shard.max_drop_rate = {max_drop_rate:g} allows"]
+
+
+def shard(
+    dataset: str,
+    params: Path = Path("params.yaml"),
+    root: Path = Path("datasets"),
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> int:
+    """Turn the object tars of a data set into shards and their catalog.
+
+    Args:
+        dataset: name of the folder under the root, such as procedural or gso.
+        params: the params file; its preset names the folder under the data set's.
+        root: where the data sets lie.
+        workers: processes of the local cluster; by default shard.workers of the params file.
+        scheduler: address of a running Dask scheduler to use instead, such as tcp://127.0.0.1:8786; its workers must see
+            the same folders.
+    """
+    settings = load_params(params)
+    home = (root / dataset / settings.preset).resolve()
+    folder, started = home / "shards", time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    workers = workers or settings.shard.workers
+    with alone_in(folder):
+        cache = HashCache(home / "shard-hashes.json")
+        jobs = plan_shards(find_objects(home / "objects", cache, workers), folder, dataset, settings.shard)
+        removed = remove_leftovers(folder, jobs)
+        stale = [job for job in jobs if not holds(job, cache)]
+        print(
+            f"{dataset}/{settings.preset}: {len(jobs)} shards, {len(jobs) - len(stale)} kept, {len(stale)} to make, "
+            f"{len(removed)} leftover files removed"
+        )
+        catalog = home / "catalog.parquet"
+        if stale:
+            catalog.unlink(missing_ok=True)  # a catalog that is there speaks of the shards that are there
+        failures = build_shards(stale, workers, scheduler) if stale else []
+        if not failures:
+            write_if_changed(catalog, merge_catalogs(job.rows for job in jobs))
+        failures += report(jobs, settings.shard.max_drop_rate)
+        for job in stale:
+            remember(job, cache)
+        cache.save()
+    print(f"{time.perf_counter() - started:.1f} s")
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def main() -> int:
+    try:
+        return tyro.cli(shard)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        print(f"error: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
