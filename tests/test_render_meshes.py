@@ -205,7 +205,7 @@ def test_help_explains_every_option_without_open3d():
 @pytest.mark.slow
 def test_the_ten_scans_reproject_between_their_views_within_half_a_voxel(shared, tmp_path, params):
     data = yaml.safe_load(params.read_text())
-    data["meshes"].update(resolution=64, workers=2, max_drop_rate=0.0)
+    data["meshes"].update(resolution=128, max_drop_rate=0.0)
     params.write_text(yaml.safe_dump(data))
     scans = shared / "scans"
     check = tmp_path / "check.json"

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LIGHTING = "sky-ground-two-lights-1"  # changes whenever a number below does: what was rendered otherwise is stale
-AMBIENT_SKY, AMBIENT_GROUND = 0.5, 0.22  # of a surface that looks straight up, straight down; linear in between
-LIGHTS = (((0.5, -0.35, 0.79), 0.55), ((-0.75, 0.5, 0.2), 0.2))  # directions towards the light, strengths
+LIGHTING = "sky-ground-two-lights-2"  # changes whenever a number below does: what was rendered otherwise is stale
+AMBIENT_SKY, AMBIENT_GROUND = 0.62, 0.34  # of a surface that looks straight up, straight down; linear in between
+LIGHTS = (((0.5, -0.35, 0.79), 0.5), ((-0.75, 0.5, 0.2), 0.18))  # directions towards the light, strengths
 
 
 def irradiance(normals: Tensor) -> Tensor:
@@ -26,11 +26,11 @@ def irradiance(normals: Tensor) -> Tensor:
     return light
 
 
-def linear_from_srgb(srgb: Tensor) -> Tensor:
+def srgb_to_linear(srgb: Tensor) -> Tensor:
     """Linear light of sRGB values in [0, 1], any shape."""
     return torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
-def srgb_from_linear(linear: Tensor) -> Tensor:
-    """Inverse of `linear_from_srgb`."""
+def linear_to_srgb(linear: Tensor) -> Tensor:
+    """Inverse of `srgb_to_linear`."""
     return torch.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear.clamp(min=1e-8) ** (1 / 2.4) - 0.055)

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from geolrm.data.lighting import linear_from_srgb, srgb_from_linear
+from geolrm.data.lighting import linear_to_srgb, srgb_to_linear
 from geolrm.failures import BadInput
 
 Layout = Literal["gso_zip", "raw_scans", "folder"]
@@ -567,12 +567,12 @@ def read_obj(bundle: Bundle) -> TexturedMesh:
 
 def _to_srgb(linear: Any) -> Floats:
     """sRGB of linear light, any shape."""
-    return srgb_from_linear(torch.from_numpy(np.clip(np.asarray(linear, dtype=np.float64), 0, 1))).numpy()
+    return linear_to_srgb(torch.from_numpy(np.clip(np.asarray(linear, dtype=np.float64), 0, 1))).numpy()
 
 
 def _to_linear(srgb: Any) -> Floats:
     """Linear light of sRGB, any shape."""
-    return linear_from_srgb(torch.from_numpy(np.clip(np.asarray(srgb, dtype=np.float64), 0, 1))).numpy()
+    return srgb_to_linear(torch.from_numpy(np.clip(np.asarray(srgb, dtype=np.float64), 0, 1))).numpy()
 
 
 def _geometry_material(visual: Any, is_gltf: bool) -> tuple[Material, bool]:

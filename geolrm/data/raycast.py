@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geolrm.cameras import Cameras
-from geolrm.data.lighting import irradiance, linear_from_srgb, srgb_from_linear
+from geolrm.data.lighting import irradiance, linear_to_srgb, srgb_to_linear
 from geolrm.data.meshes import (
     Bundle,
     Material,
@@ -159,8 +159,8 @@ class RayCaster:
         weights = np.concatenate([1 - second_third.sum(-1, keepdims=True), second_third], axis=-1)
         flat = facing(hits["primitive_normals"][hit], directions[hit])
         light = irradiance(torch.from_numpy(self.shading_normals(face, weights, flat).T))
-        linear = linear_from_srgb(torch.from_numpy(self.albedo(face, weights))) * light[:, None]
-        return hit, srgb_from_linear(linear.clamp(0, 1)).numpy()
+        linear = srgb_to_linear(torch.from_numpy(self.albedo(face, weights))) * light[:, None]
+        return hit, linear_to_srgb(linear.clamp(0, 1)).numpy()
 
     def render(self, cameras: Cameras, resolution: int, supersampling: int) -> GBuffers:
         """Views of `resolution` pixels a side, `supersampling`^2 sub-rays a pixel, from cameras (V,)."""

@@ -12,7 +12,7 @@ from PIL import Image
 
 from geolrm.cameras import Cameras, intrinsics_from_fov, look_at
 from geolrm.data import raycast
-from geolrm.data.lighting import LIGHTS, irradiance, linear_from_srgb, srgb_from_linear
+from geolrm.data.lighting import LIGHTS, irradiance, linear_to_srgb, srgb_to_linear
 from geolrm.data.meshes import Bundle, Material, TexturedMesh, normalised, read_mesh
 from geolrm.data.raycast import GBuffers, Open3DMissing, RayCaster, import_open3d, rendered_object, sample_texture
 from geolrm.data.reprojection import reprojection_error
@@ -46,7 +46,7 @@ def facing_camera(direction, distance=2.0, fov=39.6) -> Cameras:
 def lit(colour, normal) -> torch.Tensor:
     """sRGB (3,) of an 8-bit colour on a surface of this normal: the documented formula, in one line."""
     light = irradiance(torch.tensor([normal], dtype=torch.float32).T)
-    return srgb_from_linear((linear_from_srgb(torch.tensor(colour) / 255) * light).clamp(0, 1))
+    return linear_to_srgb((srgb_to_linear(torch.tensor(colour) / 255) * light).clamp(0, 1))
 
 
 def sphere(subdivisions=5, radius=0.5) -> TexturedMesh:
@@ -112,10 +112,10 @@ def test_texture_lookup_is_bilinear_between_texel_centres_and_repeats():
 def test_light_is_the_documented_one_and_hangs_on_the_normal_alone():
     up, down = irradiance(torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, -1.0]])).tolist()
     above = sum(strength * d[2] / math.dist(d, (0, 0, 0)) for d, strength in LIGHTS)
-    assert up == pytest.approx(0.5 + above)
-    assert down == pytest.approx(0.22)
+    assert up == pytest.approx(0.62 + above)
+    assert down == pytest.approx(0.34)
     steps = torch.linspace(0, 1, 256)
-    assert torch.allclose(srgb_from_linear(linear_from_srgb(steps)), steps, atol=1e-5)
+    assert torch.allclose(linear_to_srgb(srgb_to_linear(steps)), steps, atol=1e-5)
     one = RayCaster(box()).render(facing_camera((1, 0.2, 0.3)), 64, 1)
     other = RayCaster(box()).render(facing_camera((1, -0.3, 0.2)), 64, 1)
     ordinary = [

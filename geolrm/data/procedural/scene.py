@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from geolrm.data.lighting import irradiance, linear_to_srgb
 from geolrm.data.procedural import primitives
 from geolrm.data.procedural.primitives import Kind, dot, normalised
-from geolrm.data.procedural.textures import Texture, albedo, draw_texture, linear_to_srgb
+from geolrm.data.procedural.textures import Texture, albedo, draw_texture
 
 MAX_SOLIDS = 9
 MAX_CARVERS = 3
@@ -33,8 +34,6 @@ MARGIN = 1.005  # hull points understate round solids by up to 0.3 %
 MIN_AREA = 0.3  # object units squared; the ball itself has 3.14
 MIN_SIDES = (0.5, 0.15)  # of the longest and the middle side of the object's box
 CANDIDATES = 32768  # surface candidates a round
-AMBIENT_SKY, AMBIENT_GROUND = 0.62, 0.34
-LIGHTS = (((0.5, -0.35, 0.79), 0.5), ((-0.75, 0.5, 0.2), 0.18))  # directions towards the light, strengths
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ class Scene:
             normal, to_local = solid.normals(hit), solid.axes.T
             local = to_local @ (hit - solid.centre[:, None])
             painted = albedo(solid.texture, local, to_local @ normal, solid.canonical(hit))
-            colours.index_copy_(1, index, painted * _light(normal))
+            colours.index_copy_(1, index, painted * irradiance(normal))
         return linear_to_srgb(colours.clamp(0, 1))
 
     def sample_surface(self, count: int, random: np.random.Generator) -> tuple[Tensor, Tensor, float]:
@@ -230,16 +229,6 @@ def _stretch(solid: Solid, normals: Tensor) -> Tensor:
 def _largest_stretch(solid: Solid) -> float:
     scales = solid.to_world.norm(dim=0).sort().values
     return float(scales[1] * scales[2])
-
-
-def _light(normals: Tensor) -> Tensor:
-    """(N,) linear irradiance over white."""
-    sky = 0.5 + 0.5 * normals[2]
-    light = AMBIENT_GROUND + (AMBIENT_SKY - AMBIENT_GROUND) * sky
-    for direction, strength in LIGHTS:
-        towards = F.normalize(normals.new_tensor(direction), dim=0)
-        light = light + strength * (towards @ normals).clamp(min=0)
-    return light
 
 
 # --- drawing ---

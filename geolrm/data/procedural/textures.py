@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from geolrm.data.lighting import srgb_to_linear
 from geolrm.data.procedural.primitives import dot, largest_axis
 
 Pattern = Literal["noise", "checker", "stripes", "rings", "gradient", "dots", "glyphs"]
@@ -94,16 +95,6 @@ def _noise_volume(random: np.random.Generator) -> Tensor:
         values = torch.from_numpy(random.random((1, 1) + (cells + 1,) * 3, dtype=np.float32))
         volume += weight * F.interpolate(values, size, mode="trilinear", align_corners=True)
     return ((volume - 0.25) * 2).clamp(0, 1)
-
-
-def srgb_to_linear(srgb: Tensor) -> Tensor:
-    """IEC 61966-2-1."""
-    return torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4)
-
-
-def linear_to_srgb(linear: Tensor) -> Tensor:
-    """IEC 61966-2-1."""
-    return torch.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
 
 
 def albedo(texture: Texture, points: Tensor, normals: Tensor, canonical: Tensor) -> Tensor:
