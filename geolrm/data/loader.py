@@ -34,7 +34,6 @@ from geolrm.views import Views
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-REBUILD = "delete it and run again: python -m pipelines.shard --dataset NAME (only this shard is made anew)"
 
 
 @dataclass
@@ -126,6 +125,8 @@ class MemberReader:
 
     def __init__(self, shard: Path, key: str, places: dict[str, tuple[int, int]]) -> None:
         self._shard, self._key, self._places = shard, key, places
+        name = shard.parents[2].name if len(shard.parents) > 2 else "NAME"  # datasets/<name>/<preset>/shards/
+        self._remedy = f"delete {shard} and run again: python -m pipelines.shard --dataset {name}; only it is made anew"
         self._hashes: dict[str, str] = {}
 
     def read_meta(self, sha256: str) -> dict[str, Any]:
@@ -133,9 +134,6 @@ class MemberReader:
         meta: dict[str, Any] = json.loads(self._checked("meta.json", sha256))
         self._hashes = meta["sha256"]
         return meta
-
-    def has(self, name: str) -> bool:
-        return name in self._places
 
     def read(self, name: str) -> bytes:
         """Raises BadInput: `shard_missing`, `shard_truncated`, `shard_corrupt`."""
@@ -148,13 +146,15 @@ class MemberReader:
             with self._shard.open("rb", buffering=0) as file:
                 data = os.pread(file.fileno(), size, offset)
         except FileNotFoundError as error:
-            raise BadInput("shard_missing", self._shard, "the catalog names it, it is not there", REBUILD) from error
+            raise BadInput(
+                "shard_missing", self._shard, "the catalog names it, it is not there", self._remedy
+            ) from error
         if len(data) != size:
             detail = f"the file ends before byte {offset + size}: it was cut short"
-            raise BadInput("shard_truncated", where, detail, REBUILD)
+            raise BadInput("shard_truncated", where, detail, self._remedy)
         if hashlib.sha256(data).hexdigest() != sha256:
             detail = "its bytes are not those that the catalog vouches for: damaged, or of another run"
-            raise BadInput("shard_corrupt", where, detail, REBUILD)
+            raise BadInput("shard_corrupt", where, detail, self._remedy)
         return data
 
 

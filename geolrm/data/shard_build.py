@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import platform
+import tarfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -121,7 +122,7 @@ def encode_tar(item: ObjectTar, job: ShardJob, times: StepTimes) -> EncodedObjec
         detail = f"{item.key!r} holds characters that part names in a WebDataset"
         raise BadInput("key_characters", item.path, detail, "name the tar by letters, digits, '_', '-' and '+' only")
     with times.step("read"):
-        obj = read_object_tar(Path(item.path), normals=True)
+        obj = read_object_tar(Path(item.path), normals=not _has_surface(Path(item.path)))
         if obj.key != item.key:
             raise BadInput("key_mismatch", item.path, f"holds the object {obj.key!r}", f"name it {obj.key}.tar")
         obj = replace(obj, meta={**obj.meta, "split": item.split})
@@ -132,6 +133,15 @@ def encode_tar(item: ObjectTar, job: ShardJob, times: StepTimes) -> EncodedObjec
         surface = _surface(obj, kept, job.surface_points)
     with times.step("encode"):
         return encode_object(obj, kept, grid, refused, surface)
+
+
+def _has_surface(path: Path) -> bool:
+    """Whether the tar holds surface samples: only without them are the normals of its views worth decoding."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            return any(name.endswith("/surface.npz") for name in tar.getnames())
+    except (tarfile.TarError, EOFError, FileNotFoundError):  # the reader of the object will say what is wrong
+        return False
 
 
 def _surface(obj: RenderedObject, kept: DistinctViews, wanted: int) -> tuple[torch.Tensor, torch.Tensor]:

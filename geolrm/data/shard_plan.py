@@ -110,6 +110,11 @@ class HashCache:
         self._seen[str(path)] = found
         return found
 
+    def remember(self, path: Path, sha256: str) -> None:
+        """Take over the hash of a file that its writer has just computed."""
+        status = path.stat()
+        self._seen[str(path)] = {"size": status.st_size, "time": status.st_mtime_ns, "sha256": sha256}
+
     def save(self) -> None:
         """Write what was asked for since loading; the rest is forgotten."""
         if self._seen != self._known:
@@ -201,6 +206,14 @@ def holds(job: ShardJob, cache: HashCache) -> bool:
         if cache.entry(path)["sha256"] != written["sha256"]:
             return False
     return True
+
+
+def remember(job: ShardJob, cache: HashCache) -> None:
+    """Note the hashes of a shard that was just built, so that the next run need not read it."""
+    stats = read_stats(job)
+    if stats is not None:
+        cache.remember(job.tar, stats["files"]["tar"]["sha256"])
+        cache.remember(job.rows, stats["files"]["rows"]["sha256"])
 
 
 def remove_leftovers(folder: Path, jobs: Iterable[ShardJob]) -> list[Path]:

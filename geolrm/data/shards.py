@@ -4,8 +4,8 @@ In: rendered objects (`object_tar.RenderedObject`). Out: tar members per object,
 of its own, so that only the views that are picked get read and decoded; duplicates of earlier views are left out; the
 metadata lists the SHA-256 of every other member; times, owners and orders are fixed, so that equal input gives equal
 bytes. `docs/shard-format.md` is the contract and a test parses its table. Trade: colour is kept to the bit (lossless WebP),
-depth to 1/16384 of the object cube in 16-bit PNG, a third of what full 16-bit precision costs; `benchmarks/speed/codecs.py`
-measures both against their alternatives. Verified by round trips, by error bounds, and by reading with `webdataset`.
+depth to 1/16384 of the object cube in 16-bit PNG, at under three quarters of what all 16 bits cost;
+`benchmarks/speed/codecs.py` measures both against their alternatives. Verified by round trips, by error bounds, and by reading with `webdataset`.
 """
 
 from __future__ import annotations

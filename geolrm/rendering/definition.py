@@ -75,7 +75,8 @@ def composite(
     alpha = torch.where(torch.cumprod(1 - alpha, dim=0) > MIN_TRANSMITTANCE, alpha, torch.zeros_like(alpha))
     after = torch.cumprod(1 - alpha, dim=0)
     before = torch.cat([torch.ones_like(after[:1]), after[:-1]])
-    return (alpha * before).T @ values, 1 - after[-1]
+    weights = alpha * before
+    return weights.T @ values, weights.sum(dim=0)
 
 
 def _pixel_centres(top: int, left: int, height: int, width: int, like: Tensor) -> Tensor:
@@ -119,12 +120,9 @@ def render_by_tiles(
                 near = (high >= low.new_tensor([left, top])) & (low <= low.new_tensor([left + w, top + h]))
                 picked = near.all(dim=-1).nonzero()[:, 0]
                 pixels = _pixel_centres(top, left, h, w, means)
-                if len(picked):
-                    blended, alpha = composite(
-                        pixels, means[picked], covariances[picked], values[picked], opacities[picked]
-                    )
-                else:
-                    blended, alpha = values.new_zeros(h * w, 4), values.new_zeros(h * w)
+                blended, alpha = composite(
+                    pixels, means[picked], covariances[picked], values[picked], opacities[picked]
+                )
                 row.append(torch.cat([blended, alpha[:, None]], dim=-1).T.reshape(5, h, w))
             rows.append(torch.cat(row, dim=-1))
         pictures.append(torch.cat(rows, dim=-2))

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from geolrm.config import Optimisation, Section
-from geolrm.data.loader import Sample, ShardDataset, batches
+from geolrm.data.loader import Sample, ShardDataset, stream
 from geolrm.failures import BadInput
 from geolrm.files import write_whole
 from geolrm.passport import passport
@@ -131,8 +131,9 @@ def _kept_lines(path: Path, first_step: int) -> str:
 
 def _loader(stage: Stage[Any], dataset: ShardDataset, first_step: int, workers: int) -> Iterator[list[Any]]:
     o = stage.optimisation
-    schedule = batches(len(dataset), seed=o.seed, batch=o.batch * o.accumulate, start_step=first_step)
-    indices = [next(schedule) for _ in range(first_step, o.steps)]
+    size = o.batch * o.accumulate
+    places = stream(len(dataset), o.seed, first_step * size)
+    indices = [[next(places) for _ in range(size)] for _ in range(first_step, o.steps)]
     return iter(
         DataLoader(
             _Drawn(dataset, stage), batch_sampler=indices, num_workers=workers, collate_fn=list, pin_memory=False

@@ -23,7 +23,6 @@ from torch import Tensor
 from geolrm.cameras import Cameras
 from geolrm.config import Optimisation, Proposal, Reconstruction
 from geolrm.data.loader import Sample
-from geolrm.data.rig import orbit_inputs
 from geolrm.gaussians import Gaussians
 from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import ReconstructionNetwork
@@ -70,14 +69,6 @@ def stack(views: Sequence[Views], device: torch.device) -> tuple[Tensor, Cameras
     images = torch.stack([v.composited(BACKGROUND) for v in views]).to(device)
     poses = torch.stack([v.cameras.camera_to_world for v in views]).to(device)
     return images, Cameras(poses, torch.stack([v.cameras.intrinsics for v in views]).to(device))
-
-
-def validation_inputs(sample: Sample) -> list[int]:
-    """Positions of the fixed inputs of a validation object: evenly spaced on its orbit, or evenly among all views."""
-    orbit = [i for i, role in enumerate(sample.roles) if role == "orbit"]
-    if len(orbit) == 24:
-        return [orbit[i] for i in orbit_inputs(VALIDATION_INPUTS)]
-    return [len(sample.roles) * i // VALIDATION_INPUTS for i in range(VALIDATION_INPUTS)]
 
 
 def validation_targets(sample: Sample, inputs: list[int]) -> list[int]:
@@ -128,7 +119,7 @@ class ProposalStage(Stage[Drawn]):
 
     def _logits(self, sample: Sample) -> Tensor:
         size = self.optimisation.image_size
-        images, cameras = stack([sample.views(validation_inputs(sample)).resized(size, size)], self.device)
+        images, cameras = stack([sample.views(sample.orbit_inputs(VALIDATION_INPUTS)).resized(size, size)], self.device)
         return self.network(images, cameras)
 
     def validate(self, samples: list[Sample]) -> dict[str, float]:
@@ -215,7 +206,7 @@ class ReconstructionStage(Stage[Drawn]):
 
     def _reconstruct(self, sample: Sample) -> tuple[Views, Gaussians, Views]:
         size = self.optimisation.image_size
-        positions = validation_inputs(sample)
+        positions = sample.orbit_inputs(VALIDATION_INPUTS)
         inputs = sample.views(positions).resized(size, size)
         images, cameras = stack([inputs], self.device)
         anchors, _ = self._anchors(images, cameras, [sample.occupancy])

@@ -4,14 +4,22 @@ import hashlib
 from pathlib import Path
 
 import torch
+import yaml
 
 from geolrm.cameras import Cameras
+from geolrm.config import Shard
+from geolrm.data.catalog import merge_catalogs
 from geolrm.data.object_tar import RenderedObject, default_meta, write_object_tar
 from geolrm.data.rig import render_rig, test_rig
+from geolrm.data.shard_build import build_shard
+from geolrm.data.shard_plan import HashCache, find_objects, plan_shards
+from geolrm.data.whole_file import write_whole
 from geolrm.views import Views
 
 
-def sphere_views(key: str, cameras: Cameras, size: int, radius: float, centre: torch.Tensor) -> tuple[Views, torch.Tensor]:
+def sphere_views(
+    key: str, cameras: Cameras, size: int, radius: float, centre: torch.Tensor
+) -> tuple[Views, torch.Tensor]:
     """Views of a sphere with a texture of many colours, and its normals (V, 3, H, W)."""
     origins, directions = cameras.rays(size, size)
     towards = origins - centre
@@ -28,7 +36,9 @@ def sphere_views(key: str, cameras: Cameras, size: int, radius: float, centre: t
     return Views(key, cameras, colour, alpha, depth), normals.permute(0, 3, 1, 2)
 
 
-def sphere_object(key: str, split: str = "train", size: int = 24, *, samples: int = 500, shift: float = 0.0) -> RenderedObject:
+def sphere_object(
+    key: str, split: str = "train", size: int = 24, *, samples: int = 500, shift: float = 0.0
+) -> RenderedObject:
     """A sphere whose radius follows from its key; without true surface samples if `samples` is 0."""
     radius = 0.2 + 0.2 * hashlib.sha256(key.encode()).digest()[0] / 255
     centre = torch.tensor([shift, 0.0, 0.0])
@@ -44,7 +54,9 @@ def sphere_object(key: str, split: str = "train", size: int = 24, *, samples: in
         "surface": "closed form" if samples else "depth",
         "rig": "own",
     }
-    directions = torch.nn.functional.normalize(torch.randn(samples, 3, generator=torch.Generator().manual_seed(1)), dim=-1)
+    directions = torch.nn.functional.normalize(
+        torch.randn(samples, 3, generator=torch.Generator().manual_seed(1)), dim=-1
+    )
     points, point_normals = (directions * radius + centre, directions) if samples else (None, None)
     return RenderedObject(key, views, normals, tests, points, point_normals, meta)
 
@@ -56,3 +68,25 @@ def write_spheres(folder: Path, counts: dict[str, int], size: int = 24) -> None:
         for i in range(count):
             key = f"{split}-{i:05d}"
             write_object_tar(folder / f"{key}.tar", sphere_object(key, split, size))
+
+
+def write_params(path: Path, **shard: float) -> Path:
+    """The smoke params file with small shards, some of the section's values replaced."""
+    params = yaml.safe_load((Path(__file__).parents[2] / "presets" / "smoke.yaml").read_text())
+    params["shard"] |= {"voxel_resolution": 16, "objects_per_shard": 2, "surface_points": 100, "workers": 2} | shard
+    path.write_text(yaml.safe_dump(params))
+    return path
+
+
+def build_all(home: Path, counts: dict[str, int], objects_per_shard: int = 2) -> None:
+    """Object tars, shards and catalog of a small data set, built in this process."""
+    write_spheres(home / "objects", counts)
+    (home / "shards").mkdir()
+    settings = Shard(
+        voxel_resolution=16, objects_per_shard=objects_per_shard, surface_points=100, workers=1, max_drop_rate=0.0
+    )
+    objects = find_objects(home / "objects", HashCache(home / "shard-hashes.json"), 1)
+    jobs = plan_shards(objects, home / "shards", "spheres", settings)
+    for job in jobs:
+        build_shard(job)
+    write_whole(home / "catalog.parquet", merge_catalogs(job.rows for job in jobs))

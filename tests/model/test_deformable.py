@@ -137,9 +137,13 @@ def test_the_order_of_views_changes_nothing(scene) -> None:
 
 def test_points_behind_a_camera_or_outside_its_frame_are_not_visible() -> None:
     camera = orbit(torch.tensor([0.0]), torch.tensor([0.0]), 2.0, 39.6)[None]
-    anchors = torch.tensor([[[0.0, 0.0, 0.0], [4.0, 0.0, 0.0], [0.0, 0.9, 0.0], [0.0, 0.0, 0.7]]])
+    aside = (1 + 5e-5) / camera.intrinsics[
+        0, 0, 0, 0
+    ].item()  # behind, where `Cameras.project` gives 0.5, 0.5 all the same
+    anchors = torch.tensor([[[0.0, 0.0, 0.0], [4.0, aside, -aside], [0.0, 0.9, 0.0], [0.0, 0.0, 0.7]]])
     uv, visible = project_anchors(anchors, camera)
     assert visible[0, 0].tolist() == [True, False, False, True]
+    assert 0 < uv[0, 0, 1, 0] < 1
     assert torch.isfinite(uv).all()
     torch.testing.assert_close(uv[0, 0, 0], torch.tensor([0.5, 0.5]))
 

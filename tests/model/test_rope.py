@@ -40,13 +40,13 @@ def test_an_axis_turns_its_own_third_of_the_channels_only(axis: int) -> None:
 
 
 def test_angles_follow_the_papers_frequencies() -> None:
-    """One fine voxel along x turns pair k, channels k and Q + k, by 10000^(-k / Q) radians."""
-    cosines, sines = rope.rotations(torch.tensor([[[1 / 128, 0.0, 0.0]]]), 24)
+    """One fine voxel along y turns pair k of the second third, channels 8 + k and 12 + k, by 10000^(-k / 4) radians."""
+    cosines, sines = rope.rotations(torch.tensor([[[0.3, 1 / 128, -0.2]]]), 24)
     start = torch.zeros(1, 1, 1, 24)
-    start[..., 1] = 1.0
+    start[..., 9] = 1.0
     turned = rope.rotate(start, cosines, sines).flatten()
     angle = torch.tensor(10000.0 ** (-1 / 4))
-    torch.testing.assert_close(turned[[1, 5]], torch.stack([angle.cos(), angle.sin()]))
+    torch.testing.assert_close(turned[[9, 13]], torch.stack([angle.cos(), angle.sin()]))
     assert turned.count_nonzero() == 2
 
 

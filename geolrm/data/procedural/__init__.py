@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from geolrm.cameras import Cameras
 from geolrm.data.object_tar import RenderedObject
+from geolrm.data.procedural.primitives import dot
 from geolrm.data.procedural.scene import BALL_RADIUS, Scene, draw_scene, large_enough, scene_generator
 from geolrm.data.rig import render_rig, test_rig, view_roles
 from geolrm.failures import BadInput
@@ -81,56 +83,57 @@ def _meta(seed: int, key: str, scene: Scene) -> dict[str, Any]:
     }
 
 
-def render_scene(
-    scene: Scene, key: str, cameras: Cameras, resolution: int, supersampling: int
-) -> tuple[Views, Tensor]:
+def render_scene(scene: Scene, key: str, cameras: Cameras, resolution: int, supersampling: int) -> tuple[Views, Tensor]:
     """Render a scene, on the device that it lies on.
 
     Returns:
         Views (V,) of resolution^2 pixels and world normals (V, 3, H, W), 0 where there is no depth; on the CPU.
     """
     device = scene.solids[0].centre.device
-    side, per_view = resolution * supersampling, resolution**2 * (supersampling**2 + 1)
-    group = max(1, RAYS_AT_ONCE[device.type] // per_view)
-    colours, alphas, depths, normals = [], [], [], []
+    group = max(1, RAYS_AT_ONCE[device.type] // (resolution**2 * (supersampling**2 + 1)))
+    parts = []
     for start in range(0, len(cameras), group):
-        some = cameras[start : start + group].to(device)
-        _, _, fine_colour = _cast(scene, some, side, colour=True)
-        depth, normal, _ = _cast(scene, some, resolution, colour=False)
-        total = torch.nn.functional.avg_pool2d(fine_colour, supersampling)
-        alpha = total[:, 3:]
-        seen = (alpha > 0) & (depth[:, None] > 0)
-        colours.append(torch.where(alpha > 0, total[:, :3] / alpha.clamp(min=1e-6), 0.0).clamp(0, 1).cpu())
-        alphas.append(alpha.cpu())
-        depths.append((depth * seen[:, 0]).cpu())
-        normals.append((normal * seen).cpu())
-    views = Views(key, cameras, torch.cat(colours), torch.cat(alphas), torch.cat(depths))
-    return views, torch.cat(normals)
+        parts.append(_render_some(scene, cameras[start : start + group].to(device), resolution, supersampling).cpu())
+    image = torch.cat(parts)
+    return Views(key, cameras, image[:, :3], image[:, 3:4], image[:, 4]), image[:, 5:]
 
 
-def _cast(scene: Scene, cameras: Cameras, side: int, *, colour: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Trace side^2 rays a view.
-
-    Returns:
-        depth (V, S, S) planar z, 0 for none; normals (V, 3, S, S); with `colour`, RGBA premultiplied (V, 4, S, S).
-    """
-    origins, directions = cameras.rays(side, side)
-    count = len(cameras) * side * side
-    direction = directions.reshape(count, 3).T
-    origin = origins.expand_as(directions).reshape(count, 3).T
-    along = -(origin * direction).sum(0) / (direction * direction).sum(0)
-    (near,) = torch.nonzero((origin + along * direction).square().sum(0) < BALL_RADIUS**2, as_tuple=True)
-    origin, direction = origin[:, near], direction[:, near]
+def _render_some(scene: Scene, cameras: Cameras, resolution: int, supersampling: int) -> Tensor:
+    """(V, 8, H, W): colour, alpha, depth, normal; all rays of these views in one batch."""
+    fine_origins, fine_directions = _rays(cameras, resolution * supersampling)
+    centre_origins, centre_directions = _rays(cameras, resolution)
+    fine, centre = fine_directions.shape[1], centre_directions.shape[1]
+    ray, origin, direction = _towards_ball(
+        torch.cat([fine_origins, centre_origins], 1), torch.cat([fine_directions, centre_directions], 1)
+    )
     t, owner = scene.trace(origin, direction)
-    (hit,) = torch.nonzero(torch.isfinite(t), as_tuple=True)
-    points = origin[:, hit] + t[hit] * direction[:, hit]
-    rgb, normal = scene.shade(points, owner[hit])
-    pixel = near[hit]
-    flat = torch.zeros(8, count, device=direction.device)
-    flat[0, pixel] = t[hit]
-    flat[1:4, pixel] = normal
-    if colour:
-        flat[4:7, pixel] = rgb
-        flat[7, pixel] = 1.0
-    image = flat.reshape(8, len(cameras), side, side).transpose(0, 1)
-    return image[:, 0], image[:, 1:4], image[:, 4:]
+    hit = torch.nonzero(torch.isfinite(t))[:, 0]
+    ray, t, owner = ray[hit], t[hit], owner[hit]
+    points = origin.index_select(1, hit) + t * direction.index_select(1, hit)
+    split = int((ray < fine).sum())  # rays stay in order: those for colour first
+
+    coloured = torch.zeros(4, fine, device=t.device)
+    rgb = scene.colours(points[:, :split], owner[:split])
+    coloured.index_copy_(1, ray[:split], torch.cat([rgb, torch.ones_like(rgb[:1])]))
+    surface = torch.zeros(4, centre, device=t.device)
+    normals = scene.normals(points[:, split:], owner[split:])
+    surface.index_copy_(1, ray[split:] - fine, torch.cat([t[None, split:], normals]))
+
+    total = F.avg_pool2d(coloured.reshape(4, len(cameras), *[resolution * supersampling] * 2), supersampling)
+    alpha = total[3:]
+    colour = (total[:3] / alpha.clamp(min=1e-6)).clamp(max=1)
+    surface = surface.reshape(4, len(cameras), resolution, resolution) * (alpha > 0)
+    return torch.cat([colour, alpha, surface]).transpose(0, 1)
+
+
+def _rays(cameras: Cameras, side: int) -> tuple[Tensor, Tensor]:
+    """Origins and directions (3, N) of the rays through the side^2 pixels of every view."""
+    origins, directions = cameras.rays(side, side)
+    return tuple(x.expand_as(directions).reshape(-1, 3).T.contiguous() for x in (origins, directions))  # type: ignore[return-value]
+
+
+def _towards_ball(origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which rays (3, N) meet the ball that holds every object: their positions, origins, directions."""
+    start = origins - dot(origins, directions) / dot(directions, directions) * directions
+    ray = torch.nonzero(dot(start, start) < BALL_RADIUS**2)[:, 0]
+    return ray, origins.index_select(1, ray), directions.index_select(1, ray)

@@ -63,7 +63,7 @@ def _box(origin: Tensor, direction: Tensor) -> Interval:
 
 
 def _ellipsoid(origin: Tensor, direction: Tensor) -> Interval:
-    half = torch.sqrt(1 - (origin * origin).sum(0))  # NaN, so a miss, beyond the unit ball
+    half = torch.sqrt(1 - dot(origin, origin))  # NaN, so a miss, beyond the unit ball
     return _meet((-half, half))
 
 
@@ -108,9 +108,11 @@ _CONVEX: dict[str, Callable[[Tensor, Tensor], Interval]] = {
 def _torus(origin: Tensor, direction: Tensor, tube: float) -> list[Interval]:
     """The quartic f(t) = t^4 + p t^2 + q t + r is negative inside (no cubic term: the ray starts nearest the centre).
 
-    Its extrema, roots of a cubic with a closed form, cut the ray into monotone pieces: a minimum below zero has one root on
-    either side, found by Newton's method held inside its bracket by bisection. Nothing hangs on the sign of a
-    discriminant of the quartic, where closed forms lose their digits.
+    Its extrema, minimum, maximum, minimum, are roots of a cubic with a closed form, and their signs say which roots there
+    are; nothing hangs on the discriminant of the quartic, where closed forms lose their digits. Each root then comes by
+    Newton's method from a point whence it cannot overshoot: the outer ones from beyond, where f is convex, the inner ones
+    from the point of inflection between the two extrema that enclose them. Where there is one minimum alone, both points
+    of inflection lie to one side of it, and the root on that side may lie before the second: then it starts at the first.
     """
     (x, y, z), (dx, dy, _) = origin.double(), direction.double()
     distance2 = x * x + y * y + z * z
@@ -118,21 +120,36 @@ def _torus(origin: Tensor, direction: Tensor, tube: float) -> list[Interval]:
     p = 2 * k - 4 * (dx * dx + dy * dy)
     q = -8 * (x * dx + y * dy)
     r = k * k - 4 * (x * x + y * y)
-    reach = torch.sqrt(((1 + tube) ** 2 - distance2).clamp(min=0))
-    low, middle, high = (t.clamp(-reach, reach) for t in _extrema(p, q))
+    low, middle, high = _extrema(p, q)
 
     def f(t: Tensor) -> Tensor:
         return ((t * t + p) * t + q) * t + r
 
     first, second, split = f(low) < 0, f(high) < 0, f(middle) > 0
-    outside, inside = (-reach, middle, middle, reach), (low, low, high, high)
-    roots = _roots(p, q, r, torch.stack(outside), torch.stack(inside))
-    enter_first, leave_first, enter_second, leave_second = roots.to(origin.dtype)
-    two = second & split  # else the minima lie in one interval
-    return [
-        (enter_first.where(first, math.inf), torch.where(split, leave_first, leave_second).where(first, -math.inf)),
-        (enter_second.where(two, math.inf), leave_second.where(two, -math.inf)),
+    reach = torch.sqrt(((1 + tube) ** 2 - distance2).clamp(min=0))
+    inflection = torch.sqrt((-p / 6).clamp(min=0))
+    facing = torch.copysign(inflection, low)  # of a lone minimum, the point of inflection next to it
+    bent = (low == high) & (p < 0) & ((f(facing) > 0) | (f(-facing) >= 0))
+    before = torch.where(bent & (low > 0), facing, -reach)
+    beyond = torch.where(bent & (low < 0), facing, reach)
+    wanted = [
+        torch.nonzero(mask)[:, 0]
+        for mask in (first, second & split, first & split, (first & ~split) | (second & split))
     ]
+    starts = [before[wanted[0]], inflection[wanted[1]], -inflection[wanted[2]], beyond[wanted[3]]]
+    rays = torch.cat(wanted)
+    roots = _newton(torch.cat(starts), p[rays], q[rays], r[rays]).to(origin.dtype).split([len(w) for w in wanted])
+
+    def scattered(which: tuple[int, ...], miss: float) -> Tensor:
+        distances = torch.full_like(origin[0], miss)
+        for part in which:
+            distances.index_copy_(0, wanted[part], roots[part])
+        return distances
+
+    two_enter, two_leave = scattered((1,), math.inf), scattered((3,), -math.inf)
+    # Unless f rises above zero between its minima, the ray leaves once, at the outermost root.
+    one_leave = torch.where(first & ~split, two_leave, scattered((2,), -math.inf))
+    return [(scattered((0,), math.inf), one_leave), (two_enter, two_leave.masked_fill(~(second & split), -math.inf))]
 
 
 def _extrema(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,17 +167,12 @@ def _extrema(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return low, middle, high
 
 
-def _roots(p: Tensor, q: Tensor, r: Tensor, outside: Tensor, inside: Tensor) -> Tensor:
-    """One root of f between each pair of t (4, N) with f(outside) >= 0 > f(inside); meaningless where there is none."""
-    t = 0.5 * (outside + inside)
+def _newton(t: Tensor, p: Tensor, q: Tensor, r: Tensor) -> Tensor:
+    """Roots (N,) of t^4 + p t^2 + q t + r from starts (N,) that lead to them without overshooting."""
     for _ in range(NEWTON_STEPS):
-        value = ((t * t + p) * t + q) * t + r
-        negative = value < 0
-        inside, outside = torch.where(negative, t, inside), torch.where(negative, outside, t)
-        slope = (4 * t * t + 2 * p) * t + q
-        newton = t - value / slope
-        held = (newton - inside) * (newton - outside) < 0  # False for NaN too
-        t = torch.where(held, newton, 0.5 * (outside + inside))
+        square = t * t
+        slope = (4 * square + 2 * p) * t + q
+        t = t - (((square + p) * t + q) * t + r) / torch.where(slope == 0, 1.0, slope)
     return t
 
 
@@ -170,7 +182,7 @@ def contains(kind: Kind, tube: float, points: Tensor) -> Tensor:
     if kind == "box":
         return points.abs().amax(0) < 1
     if kind == "ellipsoid":
-        return (points * points).sum(0) < 1
+        return dot(points, points) < 1
     radial = torch.hypot(x, y)
     if kind == "torus":
         return torch.hypot(radial - 1, z) < tube
@@ -184,8 +196,7 @@ def gradient(kind: Kind, points: Tensor) -> Tensor:
     if kind == "ellipsoid":
         return points
     if kind == "box":
-        face = torch.nn.functional.one_hot(points.abs().argmax(0), 3).T
-        return face * points.sign()
+        return torch.nn.functional.one_hot(largest_axis(points), 3).T * points.sign()
     radial = torch.hypot(x, y).clamp(min=1e-12)
     if kind == "torus":
         return torch.stack([x - x / radial, y - y / radial, z])
@@ -195,6 +206,22 @@ def gradient(kind: Kind, points: Tensor) -> Tensor:
         return torch.where(cap, torch.stack([zero, zero, z.sign()]), torch.stack([x, y, zero]))
     cap = -1 - z > radial - (1 - z) / 2  # the base, where it is nearer than the side
     return torch.where(cap, torch.stack([zero, zero, zero - 1]), torch.stack([x / radial, y / radial, zero + 0.5]))
+
+
+def largest_axis(vectors: Tensor) -> Tensor:
+    """(N,) index of the coordinate of largest size in (3, N); written out, since argmax over so short an axis is slow."""
+    x, y, z = vectors.abs()
+    return torch.where(z > torch.maximum(x, y), 2, (y > x).long())
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """(N,) inner products of (3, N)."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def normalised(vectors: Tensor) -> Tensor:
+    """(3, N) over its lengths."""
+    return vectors / torch.sqrt(dot(vectors, vectors)).clamp(min=1e-12)
 
 
 def bounding_radius(kind: Kind, tube: float) -> float:

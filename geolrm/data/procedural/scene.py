@@ -14,6 +14,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import get_args
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geolrm.data.procedural import primitives
-from geolrm.data.procedural.primitives import Kind
+from geolrm.data.procedural.primitives import Kind, dot, normalised
 from geolrm.data.procedural.textures import Texture, albedo, draw_texture, linear_to_srgb
 
 MAX_SOLIDS = 9
@@ -56,12 +57,12 @@ class Solid:
     carves: bool
     texture: Texture
 
-    @property
+    @cached_property
     def to_canonical(self) -> Tensor:
         """(3, 3) inverse of to_world."""
         return torch.linalg.inv(self.to_world.double()).to(self.to_world.dtype)
 
-    @property
+    @cached_property
     def axes(self) -> Tensor:
         """(3, 3) unit axes of the solid, as columns."""
         return F.normalize(self.to_world, dim=0)
@@ -77,23 +78,25 @@ class Solid:
     def normals(self, points: Tensor) -> Tensor:
         """Unit normals (3, N) at world points (3, N) of its surface, outwards; a carver's point into it."""
         gradient = primitives.gradient(self.kind, self.canonical(points))
-        return F.normalize(self.to_canonical.T @ gradient, dim=0) * (-1.0 if self.carves else 1.0)
+        return normalised(self.to_canonical.T @ gradient) * (-1.0 if self.carves else 1.0)
 
     def intervals(self, origins: Tensor, directions: Tensor) -> list[primitives.Interval]:
         """Where rays (3, N) are inside: one interval in units of `directions`, two for a torus; (inf, -inf) for none."""
         start, direction = self.canonical(origins), self.to_canonical @ directions
-        speed = direction.norm(dim=0)
+        speed = torch.sqrt(dot(direction, direction))
         unit = direction / speed
-        nearest = -(start * unit).sum(0)
+        nearest = -dot(start, unit)
         start = start + nearest * unit
-        near = (start * start).sum(0) < primitives.bounding_radius(self.kind, self.tube) ** 2
-        (index,) = torch.nonzero(near, as_tuple=True)
+        near = dot(start, start) < primitives.bounding_radius(self.kind, self.tube) ** 2
+        index = torch.nonzero(near)[:, 0]
+        start, unit = start.index_select(1, index), unit.index_select(1, index)
+        nearest, near_speed = nearest.index_select(0, index), speed.index_select(0, index)
         result = []
-        for enter, leave in primitives.intervals(self.kind, self.tube, start[:, index], unit[:, index]):
+        for enter, leave in primitives.intervals(self.kind, self.tube, start, unit):
             scattered = []
             for t, miss in ((enter, math.inf), (leave, -math.inf)):
                 distances = torch.full_like(speed, miss)
-                distances[index] = (t + nearest[index]) / speed[index]
+                distances.index_copy_(0, index, (t + nearest) / near_speed)
                 scattered.append(distances)
             result.append((scattered[0], scattered[1]))
         return result
@@ -152,17 +155,25 @@ class Scene:
             nearest, owner = torch.where(better, t, nearest), owner.masked_fill(better, index)
         return nearest, owner
 
-    def shade(self, points: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
-        """Colour (3, N) sRGB and unit normals (3, N) of surface points (3, N) that belong to solids `owner` (N,)."""
-        colours, normals = torch.zeros_like(points), torch.zeros_like(points)
+    def normals(self, points: Tensor, owner: Tensor) -> Tensor:
+        """Unit normals (3, N), out of the object, at surface points (3, N) that belong to solids `owner` (N,)."""
+        normals = torch.zeros_like(points)
         for number, solid in enumerate(self.solids):
-            (index,) = torch.nonzero(owner == number, as_tuple=True)
-            hit = points[:, index]
-            normal, axes = solid.normals(hit), solid.axes.T
-            local = axes @ (hit - solid.centre[:, None])
-            normals[:, index] = normal
-            colours[:, index] = albedo(solid.texture, local, axes @ normal, solid.canonical(hit)) * _light(normal)
-        return linear_to_srgb(colours.clamp(0, 1)), normals
+            index = torch.nonzero(owner == number)[:, 0]
+            normals.index_copy_(1, index, solid.normals(points.index_select(1, index)))
+        return normals
+
+    def colours(self, points: Tensor, owner: Tensor) -> Tensor:
+        """Shaded sRGB (3, N) of surface points (3, N) that belong to solids `owner` (N,)."""
+        colours = torch.zeros_like(points)
+        for number, solid in enumerate(self.solids):
+            index = torch.nonzero(owner == number)[:, 0]
+            hit = points.index_select(1, index)
+            normal, to_local = solid.normals(hit), solid.axes.T
+            local = to_local @ (hit - solid.centre[:, None])
+            painted = albedo(solid.texture, local, to_local @ normal, solid.canonical(hit))
+            colours.index_copy_(1, index, painted * _light(normal))
+        return linear_to_srgb(colours.clamp(0, 1))
 
     def sample_surface(self, count: int, random: np.random.Generator) -> tuple[Tensor, Tensor, float]:
         """Area-uniform samples of the true surface, also where no camera sees it.
@@ -194,7 +205,7 @@ class Scene:
         for number, (solid, count) in enumerate(zip(self.solids, counts, strict=True)):
             uniforms = torch.from_numpy(random.random((4, count))).float()
             canonical = primitives.sample_surface(solid.kind, solid.tube, uniforms[:3])
-            gradient = F.normalize(primitives.gradient(solid.kind, canonical), dim=0)
+            gradient = normalised(primitives.gradient(solid.kind, canonical))
             keep = uniforms[3] * _largest_stretch(solid) < _stretch(solid, gradient)
             point = solid.to_world @ canonical[:, keep] + solid.centre[:, None]
             others = [other for i, other in enumerate(self.solids) if i != number]
@@ -212,7 +223,8 @@ class Scene:
 def _stretch(solid: Solid, normals: Tensor) -> Tensor:
     """(N,) world area over canonical area where the canonical unit normals are (3, N)."""
     volume = torch.linalg.det(solid.to_world.double()).abs().float()
-    return volume * (solid.to_canonical.T @ normals).norm(dim=0)
+    inverse = solid.to_canonical.T @ normals
+    return volume * torch.sqrt(dot(inverse, inverse))
 
 
 def _largest_stretch(solid: Solid) -> float:
@@ -295,11 +307,7 @@ def _rotation(random: np.random.Generator) -> np.ndarray:
 def fitted(scene: Scene) -> Scene:
     """The scene moved and scaled so that its uncarved solids just fit the ball of radius 0.5, centred by their box."""
     hull = torch.cat(
-        [
-            s.to_world @ primitives.hull_points(s.kind, s.tube) + s.centre[:, None]
-            for s in scene.solids
-            if not s.carves
-        ],
+        [s.to_world @ primitives.hull_points(s.kind, s.tube) + s.centre[:, None] for s in scene.solids if not s.carves],
         dim=1,
     )
     middle = (hull.amax(1) + hull.amin(1)) / 2

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from geolrm.data.procedural.primitives import dot, largest_axis
+
 Pattern = Literal["noise", "checker", "stripes", "rings", "gradient", "dots", "glyphs"]
 NOISE_CELLS = 12  # cells along a side of the noise volume, which is mirrored beyond
 NOISE_SIDE = 49
@@ -81,7 +83,7 @@ def _palette(random: np.random.Generator) -> Tensor:
     for value in (dark, light, random.uniform(0.3, 1.0)):
         saturation = random.uniform(0.0, 0.25) if random.random() < 0.2 else random.uniform(0.35, 0.95)
         colours.append(colorsys.hsv_to_rgb((hue + random.uniform(-spread, spread)) % 1, saturation, value))
-    srgb = np.array(colours)[random.permutation(2).tolist() + [2]]
+    srgb = np.array(colours)[[*random.permutation(2).tolist(), 2]]
     return srgb_to_linear(torch.tensor(srgb, dtype=torch.float32))
 
 
@@ -117,7 +119,7 @@ def albedo(texture: Texture, points: Tensor, normals: Tensor, canonical: Tensor)
     noise = _noise(texture, cells)
     first, second, third = texture.palette[:, :, None]
     if texture.pattern == "gradient":
-        along = (canonical * texture.direction[:, None]).sum(0) * 0.55 + 0.5 + 0.2 * (noise - 0.5)
+        along = dot(canonical, texture.direction) * 0.55 + 0.5 + 0.2 * (noise - 0.5)
         upper, lower = (2 * along - 1).clamp(0, 1), (2 * along).clamp(0, 1)
         colour = torch.lerp(torch.lerp(first, third, lower), second, upper)
     else:
@@ -160,7 +162,7 @@ def _amounts(texture: Texture, cells: Tensor, normals: Tensor, noise: Tensor) ->
 
 
 def _across(texture: Texture, cells: Tensor) -> Tensor:
-    return (cells * texture.direction[:, None]).sum(0)
+    return dot(cells, texture.direction)
 
 
 def _step(x: Tensor, at: float, width: float) -> Tensor:
@@ -169,5 +171,5 @@ def _step(x: Tensor, at: float, width: float) -> Tensor:
 
 def _flat(cells: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
     """The two coordinates (N,) across the axis that each normal is nearest to."""
-    axis = normals.abs().argmax(0)
+    axis = largest_axis(normals)
     return torch.where(axis == 0, cells[1], cells[0]), torch.where(axis == 2, cells[1], cells[2])
