@@ -98,7 +98,7 @@ def test_masks_that_share_nothing_give_no_hull():
 def test_half_spacing_is_half_a_voxel_on_a_whole_plane_and_more_on_a_sparse_one():
     plane = torch.cartesian_prod(torch.arange(20.0), torch.arange(20.0), torch.zeros(1)) / 32
     assert half_spacing(plane, 9.0).median() == pytest.approx(0.5 / 32)
-    assert half_spacing(plane[::4], 9.0).median() > 0.9 / 32
+    assert half_spacing(plane[::4], 9.0).median() > 0.7 / 32
     assert (half_spacing(plane[:3], 9.0) == 9.0).all()
 
 
