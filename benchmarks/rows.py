@@ -4,7 +4,7 @@ In: what a sweep measured. Out: `rows.jsonl`, appended and synced line by line, 
 row in the making. Convention: every row has every field of `FIELDS`; a value that could not be measured is null, with the
 reason in `reason`; `status` decides what was scored (see `STATUSES`). A row holds as long as the fields `IDENTITY` of its
 passport are those of today's run; a stale one is dropped and made anew. Trade: the commit is in the passport but not in
-`IDENTITY`: a commit that changes a method's code asks for a fresh output folder. Verified by interrupted and repeated sweeps.
+`IDENTITY`; a hash of the code that methods, renders and metrics consist of is. Verified by interrupted and repeated sweeps.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import geolrm
 from geolrm.failures import BadInput
-from geolrm.files import write_whole
+from geolrm.files import sha256_of, write_whole
 from geolrm.metrics.geometry import THRESHOLDS
 
 Row = dict[str, Any]
@@ -52,14 +53,23 @@ PASSPORT = (
         "precision",
         "seed",
     ),
-    *("lpips", "memory"),
+    *("code_hash", "lpips", "memory"),
 )
-IDENTITY = ("protocol_hash", "dataset_hash", "checkpoint_hash", "lpips", "device", "precision", "seed")
+IDENTITY = ("protocol_hash", "dataset_hash", "checkpoint_hash", "code_hash", "lpips", "device", "precision", "seed")
 
 
 def digest(content: Any) -> str:
     """sha256 of a JSON-like value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def code_hash(files: list[Path]) -> str:
+    """Digest of the code that decides a score: what the library sees and renders by, the scorer, and `files` of a method."""
+    library, here = Path(geolrm.__file__).parent, Path(__file__).parent
+    shared = [library / f"{name}.py" for name in ("cameras", "views", "gaussians", "occupancy", "meshing")]
+    shared += [file for part in ("metrics", "model", "rendering") for file in sorted((library / part).glob("*.py"))]
+    shared += [here / f"{name}.py" for name in ("measure", "scores")]
+    return digest([[file.name, sha256_of(file)] for file in shared + files])
 
 
 def check_row(row: Row) -> None:

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from benchmarks.artefacts import artefact_folder, save_artefacts
 from benchmarks.measure import CPU_MEMORY, CUDA_MEMORY, Measured, measure
-from benchmarks.methods import Context, Method, NotApplicable, check_method, load_method
-from benchmarks.rows import METRICS, Key, Row, append_row, digest, identity, key_of, read_rows, write_rows
+from benchmarks.methods import Context, Method, NotApplicable, check_method, load_method, sources
+from benchmarks.rows import METRICS, Key, Row, append_row, code_hash, digest, identity, key_of, read_rows, write_rows
 from benchmarks.scores import BACKGROUND, Scorer
 from benchmarks.summary import common_objects, curve_csv, metrics_json, table
 from geolrm.cameras import Cameras
@@ -171,7 +171,7 @@ class DatasetSweep:
                 print(f"!!! {name} cannot run here: {error}", flush=True)
         return loaded
 
-    def passport_of(self, method: Method | str) -> dict[str, Any]:
+    def passport_of(self, name: str, method: Method | str) -> dict[str, Any]:
         """The passport of a method's rows."""
         on_cuda = self.device.type == "cuda"
         return passport(
@@ -179,6 +179,7 @@ class DatasetSweep:
             protocol_hash=digest(protocol(self.settings)),
             dataset_hash=self.dataset_hash,
             checkpoint_hash=method.checkpoint if isinstance(method, Method) else None,
+            code_hash=code_hash(sources(name)),
             lpips=self.perceptual.sha256,
             device=torch.cuda.get_device_name() if on_cuda else "cpu",
             precision="float32",
@@ -191,8 +192,11 @@ class DatasetSweep:
         today = passports.get(row["method"])
         if row["status"] == "not_installed":
             return False
-        if today is None:  # a method that is not asked for now: its checkpoint is unknown, the rest must agree
-            today = {**next(iter(passports.values())), "checkpoint_hash": row["passport"].get("checkpoint_hash")}
+        if (
+            today is None
+        ):  # a method that is not asked for now: its checkpoint and code are not at hand, the rest must agree
+            own = {name: row["passport"].get(name) for name in ("checkpoint_hash", "code_hash")}
+            today = {**next(iter(passports.values())), **own}
         return identity(row["passport"]) == identity(today)
 
     def kept(self, passports: dict[str, dict[str, Any]]) -> set[Key]:
@@ -227,7 +231,7 @@ class DatasetSweep:
     def run(self) -> list[Row]:
         """Make the missing rows, write the summaries, return the rows asked for."""
         methods = self.load_methods()
-        passports = {name: self.passport_of(method) for name, method in methods.items()}
+        passports = {name: self.passport_of(name, method) for name, method in methods.items()}
         done = self.kept(passports)
         write_whole(self.output / "protocol.json", json.dumps(protocol(self.settings), indent=1) + "\n")
         missing = {(m, key, v) for key in self.keys for v in self.settings.views for m in methods} - done

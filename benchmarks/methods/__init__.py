@@ -90,6 +90,13 @@ def check_method(name: str) -> None:
         )
 
 
+def sources(name: str) -> list[Path]:
+    """Files of a method's own code: its module, and those of this folder that it imports from."""
+    module = import_module(f"{__name__}.{name}")
+    used = {getattr(value, "__module__", None) for value in vars(module).values()} | {module.__name__}
+    return sorted(Path(__path__[0], f"{m.rpartition('.')[2]}.py") for m in used if m and m.startswith(f"{__name__}."))
+
+
 def spec(name: str) -> Spec:
     """What the method of this name is."""
     check_method(name)

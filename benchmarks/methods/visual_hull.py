@@ -29,7 +29,7 @@ SPEC = Spec(
 )
 RESOLUTION = 64
 SIGMA = 0.6  # voxels
-OCCLUDED_BEHIND = 1.5  # voxels behind the nearest surface of a z-buffer cell
+STEEPEST = 0.2  # cosine below which a surface is taken to be no steeper
 CELL = 1.5  # voxels that a z-buffer cell measures at the nearest depth, so that a surface leaves no holes in it
 
 
@@ -65,8 +65,17 @@ def surface_of(grid: Tensor) -> tuple[Tensor, Tensor]:
     return surface, F.normalize(-torch.stack(gradient, dim=-1), dim=-1)
 
 
-def visible(points: Tensor, camera: Cameras, voxel: float) -> Tensor:
-    """(N,) bool: which surface points (N, 3), one per voxel of side `voxel`, one camera (shape ()) sees in its frame."""
+def visible(points: Tensor, cosines: Tensor, camera: Cameras, voxel: float) -> Tensor:
+    """Which surface points one camera (shape ()) sees in its frame.
+
+    Args:
+        points: (N, 3), one per voxel of side `voxel`.
+        cosines: (N,) between each point's normal and the direction to the camera: a steep surface spans more depth within
+            one cell of the z-buffer, and is not to hide itself.
+
+    Returns:
+        (N,) bool.
+    """
     uv, depth = camera.project(points)
     seen = (depth > 0) & ((uv >= 0) & (uv < 1)).all(dim=-1)
     if not seen.any():
@@ -76,8 +85,9 @@ def visible(points: Tensor, camera: Cameras, voxel: float) -> Tensor:
     column, row = (uv[seen] * cells).long().unbind(-1)
     nearest = depth.new_full((cells * cells,), torch.inf)
     nearest.scatter_reduce_(0, row * cells + column, depth[seen], "amin")
-    visible_of_seen = depth[seen] <= nearest[row * cells + column] + OCCLUDED_BEHIND * voxel
-    return seen.masked_scatter(seen, visible_of_seen)
+    cosine = cosines[seen].clamp(STEEPEST, 1)
+    slack = voxel * (1 + CELL * (1 - cosine.square()).sqrt() / cosine)
+    return seen.masked_scatter(seen, depth[seen] <= nearest[row * cells + column] + slack)
 
 
 def colour_from_views(points: Tensor, normals: Tensor, views: Views, voxel: float) -> Tensor:
@@ -89,8 +99,8 @@ def colour_from_views(points: Tensor, normals: Tensor, views: Views, voxel: floa
         camera = views.cameras[view]
         uv, _ = camera.project(points)
         sampled = F.grid_sample(premultiplied[view : view + 1], uv[None, None] * 2 - 1, align_corners=False)[0, :, 0].T
-        squarely = (F.normalize(camera.positions - points, dim=-1) * normals).sum(dim=-1).clamp(min=0.05) ** 2
-        weight = (squarely * visible(points, camera, voxel))[:, None]
+        cosines = (F.normalize(camera.positions - points, dim=-1) * normals).sum(dim=-1)
+        weight = (cosines.clamp(min=0.05) ** 2 * visible(points, cosines, camera, voxel))[:, None]
         total += weight * sampled[:, :3]
         weights += weight * sampled[:, 3:]
     return torch.where(weights > 1e-3, total / weights.clamp(min=1e-3), fallback).clamp(0, 1)

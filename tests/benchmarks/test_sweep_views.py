@@ -1,0 +1,465 @@
+"""The sweep on one closed form: a coloured ball, whose pictures, depth and surface are known without a renderer."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import sweep_views
+from benchmarks.methods import Method, NotApplicable
+from benchmarks.rows import FIELDS, IDENTITY, PASSPORT, append_row, check_row, read_rows
+from benchmarks.sweep_views import Arguments, DatasetSweep, check_apart, sweep, with_arguments
+from geolrm.cameras import Cameras
+from geolrm.config import load_params
+from geolrm.data.rig import render_rig, test_rig, view_roles
+from geolrm.failures import BadInput
+from geolrm.gaussians import Gaussians
+from geolrm.metrics.geometry import missing_surface
+from geolrm.metrics.perceptual import COMMAND, PerceptualMetrics
+from geolrm.views import Views
+
+ROOT = Path(__file__).parents[2]
+SIZE = 96
+RADIUS = 0.4
+NO_LPIPS = PerceptualMetrics({}, {"alex": "lpips_alex: no weights", "vgg": "lpips_vgg: no weights"})
+
+
+def fibonacci_ball(count: int) -> torch.Tensor:
+    index = torch.arange(count, dtype=torch.float64)
+    z, azimuth = 1 - (2 * index + 1) / count, index * math.pi * (3 - math.sqrt(5))
+    ring = (1 - z * z).sqrt()
+    return RADIUS * torch.stack([ring * azimuth.cos(), ring * azimuth.sin(), z], dim=-1).float()
+
+
+def paint(points: torch.Tensor) -> torch.Tensor:
+    """Colours of surface points (..., 3): no symmetry that a wrong axis could hide behind."""
+    return (0.5 + points @ torch.tensor([[0.8, 0.1, 0.0], [0.0, 0.7, 0.3], [0.2, 0.0, 0.9]])).clamp(0, 1)
+
+
+def ball_pictures(key: str, cameras: Cameras, size: int = SIZE, samples: int = 4) -> Views:
+    """The ball traced through samples^2 rays a pixel."""
+    fine = size * samples
+    origins, directions = cameras.rays(fine, fine)
+    a, b = directions.square().sum(-1), (origins * directions).sum(-1)
+    root = b * b - a * (origins.square().sum(-1) - RADIUS**2)
+    hit = root > 0
+    depth = torch.where(hit, (-b - root.clamp(min=0).sqrt()) / a, 0.0)
+    colour = paint(origins + depth[..., None] * directions) * hit[..., None]
+
+    def pixels(values: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(values, samples)
+
+    alpha = pixels(hit[:, None].float())
+    straight = torch.where(alpha > 0, pixels(colour.movedim(-1, 1)) / alpha.clamp(min=1e-6), 0.0)
+    return Views(key, cameras, straight, alpha, pixels(depth[:, None])[:, 0])
+
+
+@cache
+def ball_at_test_views() -> Views:
+    return ball_pictures("ball", test_rig())
+
+
+class BallSample:
+    """What the sweep reads of an object."""
+
+    def __init__(self, key: str, orbit: int = 24, tests: bool = True, surface: bool = True):
+        cameras = render_rig(key)
+        distinct = [i for i, role in enumerate(view_roles(cameras)) if role != "duplicate"]
+        self.key, self.cameras = key, cameras[distinct]
+        self.roles = view_roles(self.cameras)
+        for i in range(orbit, 24):
+            self.roles[i] = "other"
+        self.test_cameras = test_rig() if tests else None
+        self.points = fibonacci_ball(16384) if surface else None
+        self.meta = {"surface": "closed form"}
+
+    def orbit_inputs(self, count: int) -> list[int]:
+        orbit = [i for i, role in enumerate(self.roles) if role == "orbit"]
+        if len(orbit) < 24:
+            raise BadInput("too_few_views", self.key, f"{count} input views asked of an orbit of {len(orbit)}")
+        return [orbit[24 * i // count] for i in range(count)]
+
+    def views(self, indices) -> Views:
+        return ball_pictures(self.key, self.cameras[list(indices)], samples=1)
+
+    def test_views(self) -> Views:
+        return replace(ball_at_test_views(), key=self.key)
+
+
+class Balls:
+    """A split of balls; `samples` counts how often one was read."""
+
+    def __init__(self, *samples: BallSample):
+        self._samples = {sample.key: sample for sample in samples}
+        self.keys = list(self._samples)
+        self.read = 0
+
+    def sample(self, key: str) -> BallSample:
+        self.read += 1
+        return self._samples[key]
+
+
+def ball_gaussians(views: Views) -> Gaussians:
+    """The truth as a prediction: small Gaussians on the ball, inside by a pixel so that their blur does not widen it."""
+    points = fibonacci_ball(20_000)
+    sigma, upright = torch.full((len(points), 3), 0.004), torch.tensor([1.0, 0, 0, 0]).expand(len(points), 4)
+    return Gaussians.from_activated(points * 0.95, paint(points), torch.full((len(points),), 0.6), sigma, upright)
+
+
+def moved(shift: torch.Tensor | None = None, flip: int | None = None):
+    def reconstruct(views: Views) -> Gaussians:
+        gaussians = ball_gaussians(views)
+        means = gaussians.means.clone()
+        if shift is not None:
+            means += shift
+        if flip is not None:
+            means[:, flip] *= -1
+        return replace(gaussians, means=means)
+
+    return reconstruct
+
+
+def nothing(views: Views) -> Gaussians:
+    return Gaussians.empty()
+
+
+def params(methods, views=(4,), objects=1, artefacts=0, **changes):
+    whole = load_params(ROOT / "presets" / "smoke.yaml")
+    mesh = whole.sweep.mesh.model_copy(update={"resolution": 48, "cameras": 12, "image_size": 96})
+    settings = {"methods": list(methods), "views": list(views), "objects": objects, "artefacts": artefacts}
+    update = {**settings, "image_size": SIZE, "mesh": mesh, **changes}
+    return whole.model_copy(update={"sweep": whole.sweep.model_copy(update=update)})
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run methods, given as functions or exceptions to raise on loading, over balls."""
+
+    def run(methods, data=None, checkpoint=None, perceptual=NO_LPIPS, dataset_hash="d", code=(), **settings):
+        def load(name, context):
+            if isinstance(methods[name], Exception):
+                raise methods[name]
+            return Method(methods[name], checkpoint)
+
+        monkeypatch.setattr(sweep_views, "load_method", load)
+        monkeypatch.setattr(sweep_views, "sources", lambda name: list(code))
+        data = data or Balls(BallSample("test-0"))
+        whole = params(methods, **settings)
+        device = torch.device("cpu")
+        return DatasetSweep("balls", data, whole, tmp_path, tmp_path / "sweep", perceptual, device, dataset_hash).run()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def scored():
+    """Rows of the truth, of planted errors, and of nothing, by method."""
+    import tempfile
+
+    pixel = 2.0 * 2 * math.tan(math.radians(39.6 / 2)) / SIZE  # object units at the ball's centre
+    methods = {
+        "truth": ball_gaussians,
+        "half_pixel": moved(shift=torch.tensor([0.0, 0.0, pixel / 2])),
+        "flipped": moved(flip=1),
+        "nothing": nothing,
+    }
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep_views, "load_method", lambda name, context: Method(methods[name]))
+        patch.setattr(sweep_views, "sources", lambda name: [])
+        one = DatasetSweep(
+            *("balls", Balls(BallSample("test-0")), params(methods), Path(folder), Path(folder)),
+            *(NO_LPIPS, torch.device("cpu"), "d"),
+        )
+        return {row["method"]: row for row in one.run()}
+
+
+def test_the_truth_as_prediction_scores_high_in_every_metric(scored):
+    row = scored["truth"]
+    assert row["status"] == "ok"
+    assert row["psnr"] > 38
+    assert row["psnr_foreground"] > 34
+    assert row["ssim"] > 0.99
+    assert row["fscore_0.1"] > 0.99
+    assert row["cd_sum"] < 0.12
+
+
+def test_nothing_scores_what_the_background_gives(scored):
+    row, truth = scored["nothing"], ball_at_test_views()
+    error = (1 - truth.composited()).square().mean(dim=(1, 2, 3))
+    assert row["status"] == "empty"
+    assert math.isclose(row["psnr"], (-10 * error.log10()).mean().item(), abs_tol=1e-3)
+    assert {name: row[name] for name in missing_surface()} == missing_surface()
+
+
+def test_half_a_pixel_of_shift_costs_in_the_pictures(scored):
+    truth, shifted = scored["truth"], scored["half_pixel"]
+    assert shifted["psnr"] < truth["psnr"] - 3
+    assert shifted["ssim"] < truth["ssim"]
+
+
+def test_a_flipped_axis_costs_in_the_pictures_though_the_ball_is_as_round(scored):
+    assert scored["flipped"]["psnr_foreground"] < scored["truth"]["psnr_foreground"] - 8
+    assert math.isclose(scored["flipped"]["cd_sum"], scored["truth"]["cd_sum"], rel_tol=0.1)
+
+
+def test_every_row_has_every_field_and_a_whole_passport(scored):
+    for row in scored.values():
+        check_row(row)
+        assert set(row) == set(FIELDS)
+        assert set(PASSPORT) <= set(row["passport"])
+        assert row["input_views"] == [0, 6, 12, 18]
+        assert row["surface"] == "closed form"
+        assert row["latency_s"] > 0
+        assert row["peak_memory_bytes"] > 10_000_000
+        assert "lpips_vgg: no weights" in row["reason"]  # a null says why
+
+
+def test_inputs_are_spread_over_the_orbit_and_never_among_the_test_views(run):
+    seen = []
+
+    def looks(views):
+        seen.append(views.cameras)
+        return Gaussians.empty()
+
+    rows = run({"looks": looks}, views=(4, 21))
+    assert [row["input_views"] for row in rows] == [[0, 6, 12, 18], [24 * i // 21 for i in range(21)]]
+    for cameras in seen:
+        check_apart(cameras, test_rig(), "balls")
+    with pytest.raises(BadInput, match="test_view_among_inputs"):
+        check_apart(test_rig()[3:5], test_rig(), "balls")
+
+
+def test_an_interrupted_sweep_makes_only_the_missing_rows(run, tmp_path):
+    calls = []
+
+    def stopped(views):
+        calls.append(len(views))
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return Gaussians.empty()
+
+    with pytest.raises(KeyboardInterrupt):
+        run({"white": nothing, "counted": stopped}, views=(4, 8))
+    file = tmp_path / "sweep" / "rows.jsonl"
+    before = read_rows(file)
+    assert 0 < len(before) < 4
+    with file.open("a") as cut:
+        cut.write('{"method": "cut sh')  # what a kill in the middle of a line leaves
+    calls.clear()
+
+    def counted(views):
+        calls.append(len(views))
+        return Gaussians.empty()
+
+    rows = run({"white": nothing, "counted": counted}, views=(4, 8))
+    assert rows[: len(before)] == before
+    assert len(rows) == 4
+    done = [row["views"] for row in before if row["method"] == "counted"]
+    assert set(calls) == {4, 8} - set(done)
+    calls.clear()
+    assert run({"white": nothing, "counted": counted}, views=(4, 8)) == rows
+    assert not calls
+
+
+def test_a_finished_sweep_run_again_reads_no_object(run):
+    data = Balls(BallSample("test-0"))
+    run({"white": nothing}, data)
+    data.read = 0
+    run({"white": nothing}, data)
+    assert data.read == 0
+
+
+@pytest.mark.parametrize(
+    "changed", [{"checkpoint": "other"}, {"dataset_hash": "other"}, {"image_size": 48}, {"seed": 7}]
+)
+def test_rows_of_another_checkpoint_dataset_protocol_or_seed_are_made_anew(run, changed):
+    before = run({"white": nothing}, checkpoint="first")
+    after = run({"white": nothing}, **{"checkpoint": "first", **changed})
+    assert len(after) == 1
+    assert {name: after[0]["passport"][name] for name in IDENTITY} != {
+        name: before[0]["passport"][name] for name in IDENTITY
+    }
+
+
+def test_rows_without_lpips_are_made_anew_once_its_weights_are_here(run, shared):
+    from geolrm.metrics.perceptual import load_perceptual
+
+    assert run({"white": nothing})[0]["lpips_alex"] is None
+    (row,) = run({"white": nothing}, perceptual=load_perceptual("auto", shared / "weights"))
+    assert row["lpips_alex"] > 0.1
+    assert row["lpips_vgg"] is None
+    assert COMMAND in row["reason"]
+
+
+def test_a_failing_method_becomes_a_row_and_the_sweep_goes_on(run, capsys):
+    def broken(views):
+        raise RuntimeError("size of tensor a must match")
+
+    def hungry(views):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    def wild(views):
+        return replace(ball_gaussians(views), means=torch.full((20_000, 3), torch.nan))
+
+    def particular(views):
+        raise NotApplicable("takes_six_views", views.key, "it takes six views")
+
+    methods = {"broken": broken, "hungry": hungry, "wild": wild, "particular": particular, "white": nothing}
+    rows = {row["method"]: row for row in run(methods | {"absent": ImportError("No module named 'nerf'")})}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "broken": "failed",
+        "hungry": "out_of_memory",
+        "wild": "failed",
+        "particular": "not_applicable",
+        "white": "empty",
+        "absent": "not_installed",
+    }
+    for name in ("broken", "hungry", "wild"):  # scored as white pictures and no surface
+        assert rows[name]["psnr"] == rows["white"]["psnr"]
+        assert rows[name]["cd_sum"] == missing_surface()["cd_sum"]
+    for name in ("particular", "absent"):
+        assert rows[name]["psnr"] is None
+        assert rows[name]["fscore_0.1"] is None
+    assert "size of tensor a" in rows["broken"]["reason"]
+    assert "not_finite" in rows["wild"]["reason"]
+    assert "nerf" in rows["absent"]["reason"]
+    shown = capsys.readouterr()
+    assert "Traceback" in shown.out + shown.err  # of the method that raised, for its author
+
+
+def test_a_defect_in_a_method_is_not_hidden_in_a_row(run):
+    with pytest.raises(AttributeError):
+        run({"defect": lambda views: views.no_such_field})
+
+
+def test_an_object_with_fewer_views_than_asked_for_is_a_row_that_is_not_scored(run):
+    rows = run({"white": nothing}, Balls(BallSample("test-0", orbit=12), BallSample("test-1")), objects=2)
+    assert [(row["object"], row["status"]) for row in rows] == [("test-0", "not_applicable"), ("test-1", "empty")]
+    assert "too_few_views" in rows[0]["reason"]
+
+
+def test_more_views_than_the_orbit_has_are_refused_at_once():
+    with pytest.raises(BadInput, match="25 input views asked of an orbit of 24"):
+        with_arguments(load_params(ROOT / "presets" / "smoke.yaml"), Arguments(views=(4, 25)))
+
+
+def test_an_unknown_method_is_refused_with_the_names_of_those_there_are():
+    with pytest.raises(BadInput, match="visual_hull"):
+        with_arguments(load_params(ROOT / "presets" / "smoke.yaml"), Arguments(methods=("geo_lrm",)))
+
+
+def test_a_data_set_without_test_views_is_refused(run):
+    with pytest.raises(BadInput, match="no_test_views"):
+        run({"white": nothing}, Balls(BallSample("test-0", tests=False)))
+
+
+def test_an_object_without_true_surface_has_pictures_and_a_reason(run):
+    (row,) = run({"truth": ball_gaussians}, Balls(BallSample("test-0", surface=False)))
+    assert row["psnr"] > 30
+    assert row["cd_sum"] is None
+    assert row["surface"] == "none"
+    assert "no true surface" in row["reason"]
+
+
+def test_named_objects_leave_pictures_a_splat_and_a_mesh(run, tmp_path):
+    data = Balls(BallSample("test-0"), BallSample("test-1"))
+    run({"truth": ball_gaussians, "white": nothing}, data, objects=2, artefacts=1)
+    folder = tmp_path / "sweep" / "artefacts"
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    pictures = ("input.png", "truth.png", "render.png", "error.png", "gaussians.ply")
+    expected = {f"{method}/test-0/4/{name}" for method in ("truth", "white") for name in pictures}
+    assert files == expected | {"truth/test-0/4/mesh.glb"}
+    assert Image.open(folder / "truth/test-0/4/render.png").size == (4 * SIZE, 4 * SIZE)  # 16 test views
+    assert Image.open(folder / "truth/test-0/4/input.png").size == (2 * SIZE, 2 * SIZE)
+    assert Image.open(folder / "white/test-0/4/render.png").getextrema() == ((255, 255),) * 3
+    error, blank = (Image.open(folder / m / "test-0/4/error.png").convert("L") for m in ("truth", "white"))
+    assert np.asarray(error).mean() < 0.2 * np.asarray(blank).mean()
+    assert len(Gaussians.load_ply(folder / "truth/test-0/4/gaussians.ply")) == 20_000
+
+
+def test_other_views_are_those_of_the_next_object(run, tmp_path):
+    data = Balls(BallSample("test-0"), BallSample("test-1"))
+    one = DatasetSweep("balls", data, params(["white"]), tmp_path, tmp_path, NO_LPIPS, torch.device("cpu"), "d")
+    assert one.other_views("test-0", 4).key == "test-1"
+    assert one.other_views("test-1", 4).key == "test-0"  # around, also beyond the objects of the sweep
+    assert len(one.other_views("test-0", 7)) == 7
+
+
+def test_summaries_hold_the_means_for_dvc(run, tmp_path):
+    rows = run({"white": nothing}, Balls(BallSample("test-0"), BallSample("test-1")), objects=2, views=(4, 8))
+    folder = tmp_path / "sweep"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["all"]["white"]["4"]["psnr"] == pytest.approx(sum(r["psnr"] for r in rows if r["views"] == 4) / 2)
+    assert metrics["all"]["white"]["8"]["objects"] == 2
+    lines = list(csv.DictReader((folder / "curve.csv").open()))
+    assert [(line["method"], line["views"]) for line in lines] == [("white", "4"), ("white", "8")]
+    assert lines[0]["lpips_vgg"] == ""
+
+
+def test_a_row_with_a_field_missing_or_a_silent_null_is_never_written(scored, tmp_path):
+    row = scored["truth"]
+    for wrong in (
+        {k: v for k, v in row.items() if k != "ssim"},
+        row | {"reason": ""},  # LPIPS is null
+        row | {"psnr": math.inf},
+        row | {"status": "fine"},
+        row | {"passport": {}},
+    ):
+        with pytest.raises(ValueError):
+            append_row(tmp_path / "rows.jsonl", wrong)
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+@pytest.mark.parametrize("command", [["benchmarks/sweep_views.py"], ["-m", "benchmarks.sweep_views"]])
+def test_the_command_explains_its_options_and_says_what_is_missing(command, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    call = [sys.executable, *command]
+    if command[0] == "-m":
+        shown = subprocess.run([*call, "--help"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        for option in ("--params", "--dataset", "--views", "--methods", "--objects", "--split", "--lpips", "--weights"):
+            assert option in shown.stdout
+    else:
+        empty = [*call, "--datasets", str(tmp_path), "--output", str(tmp_path / "out")]
+        failed = subprocess.run(empty, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert failed.returncode != 0
+        assert "catalog" in failed.stderr
+        assert "Traceback" not in failed.stderr
+
+
+def test_required_lpips_stops_the_sweep_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("GEOLRM_LPIPS_WEIGHTS", raising=False)
+    monkeypatch.setattr(sweep_views, "open_dataset", lambda folder, split: (Balls(BallSample("test-0")), "d"))
+    arguments = Arguments(
+        params=ROOT / "presets" / "smoke.yaml", methods=("white",), output=tmp_path / "out", device="cpu"
+    )
+    with pytest.raises(BadInput, match="lpips_weights_missing"):
+        sweep(replace(arguments, lpips="required"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_auto_lpips_goes_on_with_one_loud_line_and_prints_lists_and_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("GEOLRM_LPIPS_WEIGHTS", raising=False)
+    monkeypatch.setattr(sweep_views, "open_dataset", lambda folder, split: (Balls(BallSample("test-0")), "d"))
+    arguments = Arguments(
+        params=ROOT / "presets" / "smoke.yaml", methods=("white",), views=(6,), output=tmp_path / "out"
+    )
+    rows = sweep(replace(arguments, objects=1, device="cpu", dataset=("a", "b")))
+    shown = capsys.readouterr().out
+    assert set(rows) == {"a", "b"}
+    assert rows["a"][0]["lpips_alex"] is None
+    assert COMMAND in rows["a"][0]["reason"]
+    assert shown.count("!!!") == 1
+    assert "0 4 8 12 16 20" in shown
+    assert "psnr fg" in shown
