@@ -5,7 +5,8 @@ of its own, so that only the views that are picked get read and decoded; duplica
 metadata lists the SHA-256 of every other member; times, owners and orders are fixed, so that equal input gives equal
 bytes. `docs/shard-format.md` is the contract and a test parses its table. Trade: colour is kept to the bit (lossless WebP),
 depth to 1/16384 of the object cube in 16-bit PNG, at under three quarters of what all 16 bits cost;
-`benchmarks/speed/codecs.py` measures both against their alternatives. Verified by round trips, by error bounds, and by reading with `webdataset`.
+`benchmarks/speed/codecs.py` measures both against their alternatives. Verified by round trips, by
+error bounds, and by reading with `webdataset`.
 """
 
 from __future__ import annotations
