@@ -166,6 +166,7 @@ class Sweep(Section):
     objects: Count
     split: str
     image_size: Count
+    max_anchors: Count  # at test; a network trained with fewer takes more
     lpips: Literal["auto", "required"]
     mesh: Mesh
     artefacts: int  # objects whose PLY, GLB and pictures are kept

@@ -207,6 +207,19 @@ def read_object_tar(path: Path, *, normals: bool = False) -> RenderedObject:
         raise BadInput(reason, path, str(error), "fetch or render this object again") from error
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a tar of ours has its end and all its members, by their headers; their content is not decoded."""
+    try:
+        with open(path, "rb") as file:
+            _check_tar_end(file, path)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                content = _ViewFiles(tar, path)
+    except (BadInput, FileNotFoundError, tarfile.ReadError):
+        return False
+    files = 3 * VIEWS, 3 * TEST_VIEWS
+    return (len(content.inputs), len(content.tests)) == files and f"{content.key}/meta.json" in content.members
+
+
 def _check_tar_end(file: io.BufferedReader, path: Path) -> None:
     """A tar ends on two blocks of zeros: a file that was cut short, wherever, does not."""
     size = file.seek(0, os.SEEK_END)

@@ -1,0 +1,66 @@
+"""Pictures, splat and mesh of one prediction, for eyes and viewers.
+
+In: renders and truth of the test views, the inputs, the Gaussians, the mesh. Out: a folder with `input.png`, `truth.png`,
+`render.png`, `error.png` (grids, views in reading order, white background), `gaussians.ply` (standard 3DGS) and `mesh.glb`.
+Convention: error is the mean absolute error over channels, black 0 to white at `ERROR_WHITE`, through red and yellow. Trade:
+no file for a mesh without faces. Verified by the sizes and pixels of a sweep's files.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from geolrm.gaussians import Gaussians
+from geolrm.metrics.image import error_map
+
+if TYPE_CHECKING:
+    from geolrm.meshing import Mesh
+
+ERROR_WHITE = 0.5
+
+
+def artefact_folder(output: Path, method: str, key: str, views: int) -> Path:
+    """Where the files of one row lie; an object's key may hold slashes, which do not become folders."""
+    return output / "artefacts" / method / key.replace("/", "_") / str(views)
+
+
+def grid(images: Tensor) -> Tensor:
+    """(3, rows H, columns W) one picture of pictures (V, 3, H, W), as square as it gets, white where none is left."""
+    count, channels, height, width = images.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, rows * columns - count), value=1.0)
+    tiled = padded.reshape(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
+    return tiled.reshape(channels, rows * height, columns * width)
+
+
+def heat(error: Tensor) -> Tensor:
+    """(V, 3, H, W) colours of errors (V, 1, H, W): black, red, yellow, white at `ERROR_WHITE`."""
+    return torch.cat([(3 * error / ERROR_WHITE - i).clamp(0, 1) for i in range(3)], dim=1)
+
+
+def save_picture(images: Tensor, path: Path) -> None:
+    """Write a grid of pictures (V, 3, H, W) in [0, 1] as PNG."""
+    pixels = (grid(images.detach().cpu().float()).clamp(0, 1) * 255).round().byte()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
+
+
+def save_artefacts(
+    folder: Path, inputs: Tensor, renders: Tensor, truth: Tensor, gaussians: Gaussians, mesh: Mesh | None
+) -> None:
+    """Write the files of one row; pictures are (V, 3, H, W) in [0, 1] on white."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_picture(inputs, folder / "input.png")
+    save_picture(truth, folder / "truth.png")
+    save_picture(renders, folder / "render.png")
+    save_picture(heat(error_map(renders, truth)), folder / "error.png")
+    gaussians.save_ply(folder / "gaussians.ply")
+    if mesh is not None and len(mesh.faces):
+        mesh.save_glb(folder / "mesh.glb")

@@ -1,0 +1,104 @@
+"""The methods of the benchmark: one module each, named as the method is.
+
+In: posed input pictures of one object. Out: its Gaussians, in the object frame of the cameras. A module holds `SPEC`, which
+says what the method is given and under which terms, and `load(context)`, which returns a `Method`. Convention: `load` raises
+`BadInput` or ImportError where something to install or fetch is missing (the rows say `not_installed`); `reconstruct` raises
+`NotApplicable` for inputs that the method cannot take, and any other error of its own becomes a row `failed`. Trade: a
+method is found by its module's name, so that a new one is a new file and no other change. Verified by `tests/benchmarks`.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from geolrm.config import Params
+from geolrm.failures import BadInput
+from geolrm.gaussians import Gaussians
+from geolrm.views import Views
+
+
+class NotApplicable(BadInput):
+    """The method cannot take these inputs (their number, their cameras): no score, and no fault of the method."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a reader must know to compare a method with others, in a line each.
+
+    Attributes:
+        what: what it does; for a control, what beating it shows.
+        inputs: which pictures it is given.
+        cameras: which cameras it is given, and in which convention.
+        licence: of its code and weights.
+        weights: where they are.
+    """
+
+    what: str
+    inputs: str
+    cameras: str
+    licence: str
+    weights: str
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may know beside its input pictures.
+
+    Attributes:
+        params: the whole params file.
+        results: folder of the preset's results, where its checkpoints lie.
+        device: where to compute; input pictures arrive there.
+        other_views: (key, count) -> as many input views, chosen by the same rule, of another object of the data set.
+    """
+
+    params: Params
+    results: Path
+    device: torch.device
+    other_views: Callable[[str, int], Views]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A loaded method.
+
+    Attributes:
+        reconstruct: input views -> Gaussians on the same device, possibly none. A pure function.
+        checkpoint: hash of the weights, None for a method without.
+    """
+
+    reconstruct: Callable[[Views], Gaussians]
+    checkpoint: str | None = None
+
+
+def method_names() -> list[str]:
+    """Names of all methods: the modules of this folder."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def check_method(name: str) -> None:
+    """Raise `BadInput` unless there is a method of this name."""
+    if name not in method_names():
+        known = ", ".join(method_names())
+        raise BadInput(
+            "method_unknown", name, "no such method", f"methods are the modules of benchmarks/methods: {known}"
+        )
+
+
+def spec(name: str) -> Spec:
+    """What the method of this name is."""
+    check_method(name)
+    found: Spec = import_module(f"{__name__}.{name}").SPEC
+    return found
+
+
+def load_method(name: str, context: Context) -> Method:
+    """Load the method of this name. Raises what its `load` raises."""
+    check_method(name)
+    loaded: Method = import_module(f"{__name__}.{name}").load(context)
+    return loaded

@@ -1,0 +1,56 @@
+"""GeoLRM itself, default mode: both trained stages of this preset, and what its controls share with it."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.methods import Context, Method, Spec
+from geolrm.gaussians import Gaussians
+from geolrm.model.geolrm import GeoLRM
+from geolrm.occupancy import anchor_points
+from geolrm.training.checkpoint import load_geolrm
+from geolrm.views import Views
+
+SPEC = Spec(
+    what="GeoLRM as this preset trained it: proposal network, anchor points, reconstruction transformer",
+    inputs="any number of posed pictures, composited on white, resized inside the encoder",
+    cameras="exact, OpenCV camera-to-world, object frame",
+    licence="Apache-2.0, code and weights of this repository",
+    weights="results/<preset>/{proposal,reconstruction}/checkpoint.safetensors, made by `dvc repro`",
+)
+
+
+@lru_cache(maxsize=2)
+def _load(folder: Path, device: torch.device, written: tuple[int, ...]) -> tuple[GeoLRM, str]:
+    """Networks and hash of both checkpoints; `written` renews the cache when the files change."""
+    model, records = load_geolrm(folder)
+    both = "".join(str(records[stage]["sha256"]) for stage in ("proposal", "reconstruction"))
+    return model.to(device), hashlib.sha256(both.encode()).hexdigest()
+
+
+def load_networks(context: Context) -> tuple[GeoLRM, str]:
+    """Both stages in eval mode on the context's device, and one hash for the two checkpoints; read once per process."""
+    files = [context.results / stage / "checkpoint.json" for stage in ("proposal", "reconstruction")]
+    return _load(context.results, context.device, tuple(f.stat().st_mtime_ns if f.exists() else 0 for f in files))
+
+
+@torch.no_grad()
+def anchors_of(model: GeoLRM, views: Views, max_anchors: int) -> Tensor:
+    """(N, 3) anchor points that the model proposes for these views, N = 0 where it sees nothing."""
+    occupied = model.proposal(views.composited()[None], views.cameras[None])[0] > 0
+    return anchor_points(occupied, max_anchors)
+
+
+def load(context: Context) -> Method:
+    """Raises `BadInput` where a checkpoint is missing or damaged."""
+    model, checkpoint = load_networks(context)
+
+    def reconstruct(views: Views) -> Gaussians:
+        return model.reconstruct(views, context.params.sweep.max_anchors)
+
+    return Method(reconstruct, checkpoint)

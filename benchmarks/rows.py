@@ -1,0 +1,118 @@
+"""Result rows: one JSON line per method, object and view count, and the passport that each carries.
+
+In: what a sweep measured. Out: `rows.jsonl`, appended and synced line by line, so that an interrupted sweep loses at most the
+row in the making. Convention: every row has every field of `FIELDS`; a value that could not be measured is null, with the
+reason in `reason`; `status` decides what was scored (see `STATUSES`). A row holds as long as the fields `IDENTITY` of its
+passport are those of today's run; a stale one is dropped and made anew. Trade: the commit is in the passport but not in
+`IDENTITY`: a commit that changes a method's code asks for a fresh output folder. Verified by interrupted and repeated sweeps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from geolrm.failures import BadInput
+from geolrm.files import write_whole
+from geolrm.metrics.geometry import THRESHOLDS
+
+Row = dict[str, Any]
+Key = tuple[str, str, int]  # method, object, number of input views
+
+PICTURE_METRICS = ("psnr", "psnr_foreground", "ssim", "lpips_alex", "lpips_vgg")
+GEOMETRY_METRICS = ("cd_sum", "cd_mean", *(f"{m}_{t:g}" for m in ("fscore", "precision", "recall") for t in THRESHOLDS))
+COST_METRICS = ("latency_s", "peak_memory_bytes")
+METRICS = PICTURE_METRICS + GEOMETRY_METRICS + COST_METRICS
+FIELDS = (
+    *("method", "dataset", "split", "object", "views", "input_views", "test_views"),
+    *METRICS,
+    *("latency_runs", "gaussians", "surface", "status", "reason", "seed", "passport"),
+)
+STATUSES = {
+    "ok": "scored as measured",
+    "empty": "the method returned no Gaussian: white pictures, no surface",
+    "failed": "the method raised an error: scored as white pictures and no surface",
+    "out_of_memory": "likewise",
+    "not_applicable": "the method cannot take these inputs, or the object has too few: not scored",
+    "not_installed": "a part of the method is missing here: not scored, tried again by the next sweep",
+}
+PASSPORT = (
+    *(
+        "protocol",
+        "protocol_hash",
+        "dataset_hash",
+        "checkpoint_hash",
+        "commit",
+        "device",
+        "versions",
+        "precision",
+        "seed",
+    ),
+    *("lpips", "memory"),
+)
+IDENTITY = ("protocol_hash", "dataset_hash", "checkpoint_hash", "lpips", "device", "precision", "seed")
+
+
+def digest(content: Any) -> str:
+    """sha256 of a JSON-like value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_row(row: Row) -> None:
+    """Raise ValueError unless the row has exactly the fields of `FIELDS`, a known status, finite numbers, reasons for nulls."""
+    if set(row) != set(FIELDS):
+        raise ValueError(f"fields missing {sorted(set(FIELDS) - set(row))}, unknown {sorted(set(row) - set(FIELDS))}")
+    if absent := set(PASSPORT) - set(row["passport"]):
+        raise ValueError(f"the passport lacks {sorted(absent)}")
+    if row["status"] not in STATUSES:
+        raise ValueError(f"unknown status {row['status']!r}")
+    numbers = {name: row[name] for name in METRICS}
+    if wrong := {name: value for name, value in numbers.items() if value is not None and not math.isfinite(value)}:
+        raise ValueError(f"not finite: {wrong}")
+    if not row["reason"] and (row["status"] != "ok" or None in numbers.values()):
+        raise ValueError(f"status {row['status']} or a null without a reason: {numbers}")
+
+
+def key_of(row: Row) -> Key:
+    """What a row is about, within the file of its data set."""
+    return row["method"], row["object"], row["views"]
+
+
+def identity(passport: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a passport that must agree for a row to hold."""
+    return {name: passport.get(name) for name in IDENTITY}
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All whole rows of a file, none where there is no file. A last line cut short is left out, any other is `BadInput`."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")  # the part after the last newline: empty, or a row that was cut short
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise BadInput(
+                "row_unreadable", f"{path}, line {number}", str(error), "remove the line, or the file"
+            ) from error
+    return rows
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """Replace the file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Check a row and add it to the file, synced to the disk."""
+    check_row(row)
+    with path.open("a") as file:
+        file.write(json.dumps({name: row[name] for name in FIELDS}, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

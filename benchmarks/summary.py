@@ -1,0 +1,107 @@
+"""Means of result rows by method and view count: a table to read, `metrics.json` and `curve.csv` for DVC.
+
+In: rows of one data set. Out: means over objects. Convention: `all` counts every scored row, failures with their scores;
+`common` only the objects that every method reconstructed at every view count, methods that reconstruct nothing by design
+apart. Rows whose true surface comes from elsewhere (mesh, depth, closed form) are never in one mean. Trade: no intervals.
+Verified on rows whose means are known.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from benchmarks.rows import COST_METRICS, GEOMETRY_METRICS, PICTURE_METRICS, Row
+
+MEANS = (*PICTURE_METRICS, *(m for m in GEOMETRY_METRICS if not m.startswith(("precision", "recall"))), *COST_METRICS)
+TABLE = (
+    "psnr",
+    "psnr_foreground",
+    "ssim",
+    "lpips_alex",
+    "lpips_vgg",
+    "cd_sum",
+    "fscore_0.2",
+    "fscore_0.1",
+    "fscore_0.05",
+)
+Group = tuple[str, int, str]  # method, views, where the true surface came from
+
+
+def groups(rows: Iterable[Row]) -> dict[Group, list[Row]]:
+    """Rows by method, in the order of their first appearance, then by view count and kind of true surface."""
+    methods: dict[str, int] = {}
+    found: dict[Group, list[Row]] = {}
+    for row in rows:
+        methods.setdefault(row["method"], len(methods))
+        found.setdefault((row["method"], row["views"], row["surface"]), []).append(row)
+    return {group: found[group] for group in sorted(found, key=lambda g: (methods[g[0]], g[1:]))}
+
+
+def common_objects(rows: list[Row]) -> set[str]:
+    """Objects with an `ok` row for every view count of every method that has any `ok` row."""
+    able = {row["method"] for row in rows if row["status"] == "ok"}
+    objects = {row["object"] for row in rows}
+    return objects - {row["object"] for row in rows if row["method"] in able and row["status"] != "ok"}
+
+
+def means(rows: list[Row]) -> dict[str, Any]:
+    """`objects` scored, `ok` among them, and the mean of every metric over the rows that have it (None where none has)."""
+    scored = [row for row in rows if row["status"] not in ("not_applicable", "not_installed")]
+    result: dict[str, Any] = {"objects": len(scored), "ok": sum(row["status"] == "ok" for row in scored)}
+    for name in MEANS:
+        values = [row[name] for row in scored if row[name] is not None]
+        result[name] = sum(values) / len(values) if values else None
+    return result
+
+
+def summarise(rows: list[Row]) -> dict[str, Any]:
+    """{"all" | "common": {method: {views: means}}}; where surfaces are of several kinds, views carry the kind's name."""
+    mixed = len({row["surface"] for row in rows}) > 1
+    common = common_objects(rows)
+    result: dict[str, Any] = {}
+    for name, chosen in (("all", rows), ("common", [row for row in rows if row["object"] in common])):
+        methods: dict[str, Any] = {}
+        for (method, views, surface), group in groups(chosen).items():
+            methods.setdefault(method, {})[f"{views} {surface}" if mixed else str(views)] = means(group)
+        result[name] = methods
+    return result
+
+
+def metrics_json(rows: list[Row]) -> str:
+    """Content of `metrics.json`, for `dvc metrics`."""
+    return json.dumps(summarise(rows), indent=1) + "\n"
+
+
+def curve_csv(rows: list[Row]) -> str:
+    """Content of `curve.csv`, for `dvc plots`: one line per method, view count and kind of surface."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", "views", "surface", "objects", "ok", *MEANS])
+    for (method, views, surface), group in groups(rows).items():
+        mean = means(group)
+        numbers = ["" if mean[name] is None else f"{mean[name]:.6g}" for name in MEANS]
+        writer.writerow([method, views, surface, mean["objects"], mean["ok"], *numbers])
+    return text.getvalue()
+
+
+def _cell(value: float | None, width: int, digits: int) -> str:
+    return ("-" if value is None else f"{value:.{digits}f}").rjust(width)
+
+
+def table(rows: list[Row]) -> str:
+    """Means as text, one line per method, view count and kind of surface."""
+    width = max([len(row["method"]) for row in rows] + [6])
+    head = ("psnr", "psnr fg", "ssim", "lpips-a", "lpips-v", "cd sum", "F@0.2", "F@0.1", "F@0.05", "seconds", "MiB")
+    lines = [f"{'method':{width}} views objects    ok " + " ".join(name.rjust(7) for name in head) + "  surface"]
+    for (method, views, surface), group in groups(rows).items():
+        mean = means(group)
+        digits = [2 if name.startswith("psnr") else 3 for name in TABLE]
+        cells = [_cell(mean[name], 7, d) for name, d in zip(TABLE, digits, strict=True)]
+        memory = mean["peak_memory_bytes"]
+        cells += [_cell(mean["latency_s"], 7, 3), _cell(None if memory is None else memory / 2**20, 7, 0)]
+        lines.append(f"{method:{width}} {views:5d} {mean['objects']:7d} {mean['ok']:5d} {' '.join(cells)}  {surface}")
+    return "\n".join(lines)

@@ -1,0 +1,403 @@
+"""The sweep over input view counts: every method, object and view count gives one result row.
+
+In: shards of a data set with test views, the methods of `benchmarks/methods`, the section `sweep` of params.yaml. Out, under
+`results/<preset>/sweep/<data set>/`: `rows.jsonl`, `metrics.json`, `curve.csv`, `protocol.json`, `artefacts/`. Convention: V
+inputs are the views floor(24 i / V) of the 24-view orbit; the targets are the test views, never among the inputs. A row that
+is there and holds is kept, so that an interrupted sweep goes on where it stopped. Trade: all methods share one process; on a
+CPU their memory is the process's. Verified by truth as prediction, planted errors, interruptions, and failing methods.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from benchmarks.artefacts import artefact_folder, save_artefacts
+from benchmarks.measure import CPU_MEMORY, CUDA_MEMORY, Measured, measure
+from benchmarks.methods import Context, Method, NotApplicable, check_method, load_method
+from benchmarks.rows import METRICS, Key, Row, append_row, digest, identity, key_of, read_rows, write_rows
+from benchmarks.scores import BACKGROUND, Scorer
+from benchmarks.summary import common_objects, curve_csv, metrics_json, table
+from geolrm.cameras import Cameras
+from geolrm.config import Params, Sweep, load_params
+from geolrm.data.loader import Sample, ShardDataset
+from geolrm.data.rig import ORBIT_VIEWS, orbit_inputs
+from geolrm.failures import BadInput
+from geolrm.files import sha256_of, write_whole
+from geolrm.metrics import geometry, image
+from geolrm.metrics.geometry import TrueSurface
+from geolrm.metrics.perceptual import PerceptualMetrics, load_perceptual
+from geolrm.passport import passport
+from geolrm.views import Views
+
+PROTOCOL = "geolrm-sweep-v1"
+SAME_POSE = 1e-4
+# What a method's own code, or the memory of the machine, may raise; anything else is a defect and stops the sweep.
+METHOD_ERRORS = (RuntimeError, ValueError, ArithmeticError, LookupError, MemoryError)
+
+
+@dataclass
+class Arguments:
+    """Sweep methods over the number of input views and write one result row per method, object and view count.
+
+    Whatever is not given comes from the section `sweep` of the params file.
+    """
+
+    params: Path = Path("params.yaml")
+    """Params file; its preset names the folders of data and results."""
+    dataset: tuple[str, ...] = ("procedural",)
+    """One or several data sets, folders of datasets/ that `geolrm.data` has sharded (their catalog.parquet must exist)."""
+    views: tuple[int, ...] | None = None
+    """Numbers of input views, 1 to 24, drawn at floor(24 i / V) from the orbit."""
+    methods: tuple[str, ...] | None = None
+    """Methods to run: modules of benchmarks/methods."""
+    objects: int | None = None
+    """How many objects, the first of the split."""
+    split: str | None = None
+    """Which split of the data set."""
+    lpips: Literal["auto", "required"] | None = None
+    """auto: go on without LPIPS where its weights are missing; required: stop."""
+    weights: Path | None = None
+    """File or folder of the LPIPS backbones, instead of GEOLRM_LPIPS_WEIGHTS or the cache."""
+    datasets: Path = Path("datasets")
+    """Folder of the data sets."""
+    results: Path | None = None
+    """Folder of the preset's results, where its checkpoints are read from (results/<preset>)."""
+    output: Path | None = None
+    """Where to write, one folder per data set (results/<preset>/sweep)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
+
+
+def protocol(settings: Sweep) -> dict[str, Any]:
+    """Everything that decides a score apart from data, method and weights; its hash is in every row."""
+    from geolrm import meshing
+
+    return {
+        "name": PROTOCOL,
+        "inputs": {str(count): orbit_inputs(count) for count in range(1, ORBIT_VIEWS + 1)},
+        "targets": "all test views of the data set, none of them an input",
+        "pictures": {
+            "image_size": settings.image_size,
+            "background": BACKGROUND,
+            "order": "resized premultiplied, then composited; renders clamped to [0, 1]",
+            "psnr": {"range": 1, "max": image.PSNR_MAX, "mean": "per view, then object"},
+            "psnr_foreground": "true alpha > 0.5",
+            "ssim": {"window": image.SSIM_WINDOW, "sigma": image.SSIM_SIGMA, "k": image.SSIM_K, "range": 1},
+            "lpips": "0.1, inputs in [-1, 1]",
+        },
+        "geometry": {
+            "box": "[-1, 1]^3 by the truth's box, no alignment",
+            "points": geometry.POINTS,
+            "thresholds": geometry.THRESHOLDS,
+            "distance": "unsquared",
+            "missing": geometry.missing_surface(),
+            "mesh": settings.mesh.model_dump(),
+            "fusion": {"radius": meshing.RADIUS, "fov": meshing.FOV, "truncation": meshing.TRUNCATION},
+        },
+        "max_anchors": settings.max_anchors,
+    }
+
+
+def check_apart(inputs: Cameras, tests: Cameras, where: object) -> None:
+    """Raise `BadInput` if a test camera has the pose of an input camera."""
+    distance = (inputs.camera_to_world[:, None] - tests.camera_to_world[None]).abs().amax(dim=(-1, -2))
+    if (distance < SAME_POSE).any():
+        view = int(distance.amin(dim=1).argmin())
+        raise BadInput(
+            "test_view_among_inputs", where, f"input {view} has the pose of a test view", "render test views apart"
+        )
+
+
+@dataclass
+class DatasetSweep:
+    """The sweep of one data set: what is asked for, what is loaded, what is written where."""
+
+    name: str
+    data: ShardDataset
+    params: Params
+    results: Path
+    output: Path
+    perceptual: PerceptualMetrics
+    device: torch.device
+    dataset_hash: str
+    dropped: dict[str, str] = field(default_factory=dict)
+    _warm: set[tuple[str, int]] = field(default_factory=set)
+
+    @property
+    def settings(self) -> Sweep:
+        return self.params.sweep
+
+    @property
+    def keys(self) -> list[str]:
+        return list(self.data.keys)[: self.settings.objects]
+
+    @property
+    def named(self) -> list[str]:
+        """Objects whose pictures, splats and meshes are kept."""
+        return self.keys[: self.settings.artefacts]
+
+    @property
+    def rows_file(self) -> Path:
+        return self.output / "rows.jsonl"
+
+    def other_views(self, key: str, count: int) -> Views:
+        """Input views of the next object of the split, chosen as those of `key` are."""
+        keys = list(self.data.keys)
+        if len(keys) < 2:
+            raise NotApplicable("one_object", f"{self.name}/{key}", "the split holds no other object")
+        sample = self.data.sample(keys[(keys.index(key) + 1) % len(keys)])
+        return sample.views(sample.orbit_inputs(count))
+
+    def load_methods(self) -> dict[str, Method | str]:
+        """Every method asked for, or in its place the reason why it cannot run here."""
+        context = Context(self.params, self.results, self.device, self.other_views)
+        loaded: dict[str, Method | str] = {}
+        for name in self.settings.methods:
+            try:
+                loaded[name] = load_method(name, context)
+            except (BadInput, ImportError) as error:
+                loaded[name] = f"{type(error).__name__}: {error}"
+                print(f"!!! {name} cannot run here: {error}", flush=True)
+        return loaded
+
+    def passport_of(self, method: Method | str) -> dict[str, Any]:
+        """The passport of a method's rows."""
+        on_cuda = self.device.type == "cuda"
+        return passport(
+            protocol=PROTOCOL,
+            protocol_hash=digest(protocol(self.settings)),
+            dataset_hash=self.dataset_hash,
+            checkpoint_hash=method.checkpoint if isinstance(method, Method) else None,
+            lpips=self.perceptual.sha256,
+            device=torch.cuda.get_device_name() if on_cuda else "cpu",
+            precision="float32",
+            seed=self.settings.seed,
+            memory=CUDA_MEMORY if on_cuda else CPU_MEMORY,
+        )
+
+    def holds(self, row: Row, passports: dict[str, dict[str, Any]]) -> bool:
+        """Whether a row of an earlier run is what this run would write."""
+        today = passports.get(row["method"])
+        if row["status"] == "not_installed":
+            return False
+        if today is None:  # a method that is not asked for now: its checkpoint is unknown, the rest must agree
+            today = {**next(iter(passports.values())), "checkpoint_hash": row["passport"].get("checkpoint_hash")}
+        return identity(row["passport"]) == identity(today)
+
+    def kept(self, passports: dict[str, dict[str, Any]]) -> set[Key]:
+        """Drop stale rows from the file and say which of the rows need not be made."""
+        rows = read_rows(self.rows_file)
+        held = [row for row in rows if self.holds(row, passports) and self._artefacts_there(row)]
+        self.output.mkdir(parents=True, exist_ok=True)
+        write_rows(self.rows_file, held)
+        if rows:
+            print(
+                f"{self.rows_file}: {len(held)} rows hold, {len(rows) - len(held)} are stale and made anew", flush=True
+            )
+        return {key_of(row) for row in held}
+
+    def _artefacts_there(self, row: Row) -> bool:
+        if row["object"] not in self.named or row["status"] not in ("ok", "empty"):
+            return True
+        return artefact_folder(self.output, *key_of(row)).exists()
+
+    def scorer(self, sample: Sample) -> Scorer:
+        """The truth of one object. Raises `BadInput` for an object without test views."""
+        if sample.test_cameras is None:
+            detail, remedy = "the data set has no test views to measure on", "render it with this project's rig"
+            raise BadInput("no_test_views", f"{self.name}/{sample.key}", detail, remedy)
+        size = self.settings.image_size
+        tests = sample.test_views().resized(size, size).to(self.device)
+        surface = None
+        if sample.points is not None and len(sample.points):
+            surface = TrueSurface.from_points(torch.as_tensor(sample.points).cpu().numpy(), self.settings.seed)
+        return Scorer(tests, surface, self.settings, self.perceptual)
+
+    def run(self) -> list[Row]:
+        """Make the missing rows, write the summaries, return the rows asked for."""
+        methods = self.load_methods()
+        passports = {name: self.passport_of(method) for name, method in methods.items()}
+        done = self.kept(passports)
+        write_whole(self.output / "protocol.json", json.dumps(protocol(self.settings), indent=1) + "\n")
+        missing = {(m, key, v) for key in self.keys for v in self.settings.views for m in methods} - done
+        with tqdm(total=len(missing), desc=f"sweep {self.name}", unit="row") as bar:
+            for key in self.keys:
+                wanted = [(v, m) for v in self.settings.views for m in methods if (m, key, v) in missing]
+                for row in self._object_rows(key, wanted, methods) if wanted else ():
+                    append_row(self.rows_file, row | {"passport": passports[row["method"]]})
+                    bar.update()
+        asked = {(m, key, v) for m in methods for key in self.keys for v in self.settings.views}
+        rows = [row for row in read_rows(self.rows_file) if key_of(row) in asked]
+        write_whole(self.output / "metrics.json", metrics_json(rows))
+        write_whole(self.output / "curve.csv", curve_csv(rows))
+        return rows
+
+    def _object_rows(self, key: str, wanted: list[tuple[int, str]], methods: dict[str, Method | str]) -> Iterator[Row]:
+        try:
+            sample = self.data.sample(key)
+            scorer = self.scorer(sample)
+        except BadInput as error:
+            if error.reason == "no_test_views":
+                raise
+            self.dropped[key] = str(error)  # without a truth there is nothing to score any method by
+            return
+        for count, name in wanted:
+            yield self._row(sample, scorer, count, name, methods[name])
+
+    def _row(self, sample: Sample, scorer: Scorer, count: int, name: str, method: Method | str) -> Row:
+        row: Row = dict.fromkeys(METRICS) | {
+            "method": name,
+            "dataset": self.name,
+            "split": self.settings.split,
+            "object": sample.key,
+            "views": count,
+            "input_views": [],
+            "test_views": len(scorer.cameras),
+            "latency_runs": 0,
+            "gaussians": None,
+            "surface": sample.meta.get("surface", "unknown") if scorer.surface is not None else "none",
+            "seed": self.settings.seed,
+        }
+        if isinstance(method, str):
+            return row | {"status": "not_installed", "reason": method}
+        try:
+            row["input_views"] = sample.orbit_inputs(count)
+            inputs = sample.views(row["input_views"]).to(self.device)
+            check_apart(inputs.cameras, scorer.cameras.to(self.device), f"{self.name}/{sample.key}")
+            measured = measure(method, inputs, warm_up=(name, count) not in self._warm)
+        except METHOD_ERRORS as error:
+            if isinstance(error, BadInput) and error.reason == "test_view_among_inputs":
+                raise
+            if isinstance(error, NotApplicable) or (isinstance(error, BadInput) and error.reason == "too_few_views"):
+                return row | {"status": "not_applicable", "reason": str(error)}
+            return row | self._failure(error, f"{name} on {sample.key}, {count} views", scorer)
+        self._warm.add((name, count))
+        folder = artefact_folder(self.output, name, sample.key, count) if sample.key in self.named else None
+        return row | self._scored(measured, inputs, scorer, folder)
+
+    def _failure(self, error: Exception, where: str, scorer: Scorer) -> Row:
+        """Scores and status of a method that raised."""
+        no_memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(
+            error
+        )
+        status = "out_of_memory" if no_memory else "failed"
+        if not no_memory:
+            tqdm.write(f"!!! {where}: failed\n{''.join(traceback.format_exception(error))}")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        first_line = str(error).partition("\n")[0]
+        return scorer.nothing | {
+            "status": status,
+            "reason": self._reason(f"{type(error).__name__}: {first_line}", scorer),
+        }
+
+    def _scored(self, measured: Measured, inputs: Views, scorer: Scorer, folder: Path | None) -> Row:
+        """Scores, status and costs of a prediction; its files go to `folder`, if any."""
+        gaussians = measured.gaussians.detach()
+        finite = all(bool(torch.isfinite(tensor).all()) for tensor in gaussians.tensors)
+        costs = {
+            "latency_s": measured.latency_s,
+            "latency_runs": measured.runs,
+            "peak_memory_bytes": measured.peak_memory_bytes,
+            "gaussians": len(gaussians),
+        }
+        if not finite:
+            reason = self._reason("not_finite: a Gaussian holds NaN or infinity", scorer)
+            return scorer.nothing | costs | {"status": "failed", "reason": reason}
+        pictures = scorer.pictures(gaussians)
+        mesh = scorer.mesh(gaussians) if len(gaussians) and (scorer.surface is not None or folder) else None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            seen = inputs.resized(*scorer.test_views.size).composited(BACKGROUND)
+            save_artefacts(folder, seen, pictures, scorer.truth, gaussians, mesh)
+        if not len(gaussians):
+            return scorer.nothing | costs | {"status": "empty", "reason": self._reason("no Gaussians", scorer)}
+        scores: Row = dict(scorer.score_pictures(pictures))
+        reason = ""
+        if mesh is not None and scorer.surface is not None:
+            scores |= scorer.score_mesh(mesh)
+            reason = "" if len(mesh.faces) else "mesh_empty: no surface in the fused depth"
+        return scores | costs | {"status": "ok", "reason": self._reason(reason, scorer)}
+
+    def _reason(self, own: str, scorer: Scorer) -> str:
+        """A row's reason, with those of its nulls: absent weights, absent truth."""
+        surface = [] if scorer.surface is not None else ["geometry: the data set has no true surface"]
+        return "; ".join(filter(None, [own, *self.perceptual.missing.values(), *surface]))
+
+
+def with_arguments(params: Params, arguments: Arguments) -> Params:
+    """The params with the section `sweep` as the command line asks for it; every value checked."""
+    asked = {name: getattr(arguments, name) for name in ("views", "methods", "objects", "split", "lpips")}
+    changes = {name: list(v) if isinstance(v, tuple) else v for name, v in asked.items() if v is not None}
+    settings = Sweep.model_validate({**params.sweep.model_dump(), **changes})
+    if wrong := [count for count in settings.views if count > ORBIT_VIEWS]:
+        raise BadInput(
+            "view_count", "--views", f"{wrong[0]} input views asked of an orbit of {ORBIT_VIEWS}", "ask for fewer"
+        )
+    for name in settings.methods:
+        check_method(name)
+    return params.model_copy(update={"sweep": settings})
+
+
+def open_dataset(folder: Path, split: str) -> tuple[ShardDataset, str]:
+    """The objects of one split and the hash of the catalog. Raises `BadInput` where nothing is sharded there."""
+    return ShardDataset(folder, split), sha256_of(folder / "catalog.parquet")
+
+
+def report(sweep: DatasetSweep, rows: list[Row]) -> None:
+    """Print the means, and everything that did not go well."""
+    print(f"\n{sweep.name}: means over all objects, failures scored as white pictures and no surface\n{table(rows)}")
+    common = common_objects(rows)
+    if common != {row["object"] for row in rows}:
+        print(f"\n{sweep.name}: over the {len(common)} objects that every method reconstructed")
+        print(table([row for row in rows if row["object"] in common]))
+    for row in rows:
+        if row["status"] in ("failed", "out_of_memory"):
+            print(f"!!! {row['method']}, {row['object']}, {row['views']} views: {row['status']}: {row['reason']}")
+    for key, reason in sweep.dropped.items():
+        print(f"!!! {key} was left out: {reason}")
+    print(f"{len(rows)} rows in {sweep.rows_file}", flush=True)
+
+
+def sweep(arguments: Arguments) -> dict[str, list[Row]]:
+    """Run what the arguments ask for; rows by data set."""
+    params = with_arguments(load_params(arguments.params), arguments)
+    chosen = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(chosen)
+    results = arguments.results or Path("results") / params.preset
+    output = arguments.output or results / "sweep"
+    opened = {
+        name: open_dataset(arguments.datasets / name / params.preset, params.sweep.split) for name in arguments.dataset
+    }
+    perceptual = load_perceptual(params.sweep.lpips, arguments.weights, device)
+    for count in params.sweep.views:
+        print(f"inputs of {count:2d} views, positions on the orbit: {' '.join(map(str, orbit_inputs(count)))}")
+    made = {}
+    for name, (data, dataset_hash) in opened.items():
+        one = DatasetSweep(name, data, params, results, output / name, perceptual, device, dataset_hash)
+        made[name] = one.run()
+        report(one, made[name])
+    return made
+
+
+def main() -> None:
+    """Command line; what is wrong with the input is said in one line, without a traceback."""
+    try:
+        sweep(tyro.cli(Arguments))
+    except BadInput as error:
+        sys.exit(f"sweep: {error}")
+
+
+if __name__ == "__main__":
+    main()

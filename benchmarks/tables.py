@@ -1,0 +1,127 @@
+"""The README's results table, generated from committed summary files.
+
+In: `docs/results/*.json` (summaries that `pipelines/report.py` wrote). Out: Markdown between two marker comments of the
+README; nobody types a number by hand. Convention: one table per sweep and group of objects, a row per method; foreground
+PSNR at every view count, the other metrics at the largest one. Trade: intervals and single objects stay in the report.
+`python -m benchmarks.tables` writes, with `--check` it only says whether the README is current. Verified by a round trip.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks.estimates import FORMAT, HEADLINE, METRICS
+from geolrm.failures import BadInput
+from geolrm.tracking import Record
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+BESIDE = ("ssim", "lpips_alex", "cd_sum", "fscore_0.1", "latency_s")  # shown at the largest view count
+
+
+def load_summaries(folder: Path) -> dict[str, Record]:
+    """The summaries among the JSON files of a folder, by file name; other kinds of results are left alone.
+
+    Raises `BadInput` for a file that holds no JSON, or a summary of another version.
+    """
+    summaries = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(path.read_text())
+        except ValueError as error:
+            raise BadInput("summary_corrupt", path, f"no JSON ({error})", "python -m pipelines.report") from error
+        found = str(content.get("format", "")) if isinstance(content, dict) else ""
+        if found == FORMAT:
+            summaries[path.name] = content
+        elif found.startswith(FORMAT.rpartition("-")[0]):
+            raise BadInput("summary_format", path, f"{found}, expected {FORMAT}", "python -m pipelines.report")
+    return summaries
+
+
+def group_table(group: Record) -> list[str]:
+    """The Markdown lines of one group of objects."""
+    counts = [str(views) for views in group["views"]]
+    last = counts[-1]
+    best = METRICS[HEADLINE]
+    heads = ["method", *(f"{views} views" for views in counts), *(METRICS[name].label for name in BESIDE)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    for method, cells in group["methods"].items():
+        values = [best.text(_mean(cells, views, HEADLINE)) for views in counts]
+        values += [METRICS[name].text(_mean(cells, last, name)) for name in BESIDE]
+        lines.append("| " + " | ".join([f"`{method}`", *values]) + " |")
+    return lines
+
+
+def _mean(cells: Record, views: str, metric: str) -> float | None:
+    found = cells.get(views, {}).get("metrics", {}).get(metric)
+    return None if found is None else float(found["mean"])
+
+
+def markdown(summaries: dict[str, Record]) -> str:
+    """All tables, by name of the file that each comes from."""
+    lines: list[str] = []
+    for source, summary in summaries.items():
+        for sweep, found in summary["sweeps"].items():
+            for name, group in found["groups"].items():
+                lines += [*_caption(source, summary, sweep, name, group, found), "", *group_table(group), ""]
+    return "\n".join(lines)
+
+
+def _caption(source: str, summary: Record, sweep: str, name: str, group: Record, found: Record) -> list[str]:
+    commits = ", ".join(str(commit)[:10] for commit in found["passport"].get("commit", ["unknown"]))
+    devices = ", ".join(map(str, found["passport"].get("device", ["unknown device"])))
+    what = sweep if name == sweep else f"{sweep}: {name}"
+    return [
+        f"**{what}**, {len(group['objects'])} objects, preset `{summary['preset']}`, {devices}, commit `{commits}` "
+        f"([{source}](docs/results/{source})): foreground PSNR (dB) by number of input views; the other columns are at "
+        f"{group['views'][-1]} views."
+    ]
+
+
+def spliced(readme: str, tables: str) -> str:
+    """`readme` with `tables` between its markers. Raises `BadInput` where the markers are missing."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise BadInput("readme_markers", "README.md", f"no {BEGIN} ... {END}", "put both markers where the table goes")
+    return f"{before}{BEGIN}\n{tables.strip()}\n{END}{after}"
+
+
+def update_readme(readme: Path = Path("README.md"), results: Path = Path("docs/results"), check: bool = False) -> bool:
+    """Write the results tables into the README, from every summary in `results`.
+
+    Args:
+        readme: the file with the two markers.
+        results: folder of committed summary files.
+        check: change nothing; the return value (and the exit status) says whether the README is current.
+
+    Returns True where the README was current already.
+    """
+    text = readme.read_text()
+    current = spliced(text, markdown(load_summaries(results)))
+    if current != text and not check:
+        readme.write_text(current)
+    return current == text
+
+
+def main() -> None:
+    """Command line of `update_readme`; with --check a README that is not current ends with status 1."""
+    import tyro
+
+    def command(readme: Path = Path("README.md"), results: Path = Path("docs/results"), check: bool = False) -> int:
+        """Generate the README's results tables from committed summary files.
+
+        Args:
+            readme: the file with the two markers.
+            results: folder of committed summary files (JSON).
+            check: change nothing, and end with status 1 if the README is not current.
+        """
+        current = update_readme(readme, results, check)
+        print("current" if current else "not current: run python -m benchmarks.tables" if check else "written")
+        return int(check and not current)
+
+    raise SystemExit(tyro.cli(command))
+
+
+if __name__ == "__main__":
+    main()

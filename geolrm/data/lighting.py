@@ -1,0 +1,36 @@
+"""The one fixed lighting of our own renders, procedural or scanned.
+
+In: surface normals. Out: the light that falls there. Convention: linear light relative to full white; fixed in the world, so
+that a point has one colour from wherever it is seen; Lambertian: linear colour = linear albedo times irradiance, clipped at 1,
+then the sRGB transfer function (IEC 61966-2-1). Trade: no shadows, no gloss, no inter-reflection, which keeps colour a
+function of the surface alone and costs no rays. Verified by the colours of the faces of a cube (tests/data/test_raycast.py).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LIGHTING = "sky-ground-two-lights-1"  # changes whenever a number below does: what was rendered otherwise is stale
+AMBIENT_SKY, AMBIENT_GROUND = 0.5, 0.22  # of a surface that looks straight up, straight down; linear in between
+LIGHTS = (((0.5, -0.35, 0.79), 0.55), ((-0.75, 0.5, 0.2), 0.2))  # directions towards the light, strengths
+
+
+def irradiance(normals: Tensor) -> Tensor:
+    """(N,) light on surfaces of unit normals (3, N), linear, relative to full white."""
+    light = AMBIENT_GROUND + (AMBIENT_SKY - AMBIENT_GROUND) * (0.5 + 0.5 * normals[2])
+    for direction, strength in LIGHTS:
+        x, y, z = F.normalize(normals.new_tensor(direction), dim=0)
+        light = light + strength * (x * normals[0] + y * normals[1] + z * normals[2]).clamp(min=0)
+    return light
+
+
+def linear_from_srgb(srgb: Tensor) -> Tensor:
+    """Linear light of sRGB values in [0, 1], any shape."""
+    return torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def srgb_from_linear(linear: Tensor) -> Tensor:
+    """Inverse of `linear_from_srgb`."""
+    return torch.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear.clamp(min=1e-8) ** (1 / 2.4) - 0.055)

@@ -1,0 +1,126 @@
+"""Deformable cross-attention: 3D tokens look at the pictures around their own projections (paper, section 3.2, equation 3).
+
+In: tokens, where their anchor points project in each view, the feature maps of all views. Out: one feature a token. Per view,
+a head sums a few bilinear samples of its share of the channels, taken at the projection plus predicted offsets, with predicted
+weights (softmax over both levels' points); offsets and weights come from the token and serve every view. The views' sums are
+then averaged with weights derived from the sums themselves (softmax over views). Convention: offsets are in pixels of their
+level, frame coordinates in [0, 1] with pixel centres at (i + 0.5) / size, zero outside the frame; a view counts only where it
+sees the anchor point, in front of the camera and inside the frame (occlusion is left to the weights). A point that no view
+sees gets exactly zero. Trade: a plain definition over `grid_sample`, one view at a time, so that the samples of one view are
+the largest tensor in use. Verified against loops over single points and by finite differences, points out of view included.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from geolrm.cameras import NEAR, Cameras
+
+LEVELS = 2
+
+
+def project_anchors(anchors: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
+    """Where anchor points (B, N, 3) appear in cameras (B, V): uv (B, V, N, 2), and whether they do (B, V, N) bool."""
+    uv, depth = cameras.project(anchors[:, None])
+    visible = (depth > NEAR) & (uv >= 0).all(dim=-1) & (uv <= 1).all(dim=-1)
+    return uv, visible
+
+
+def attend_view(maps: list[Tensor], uv: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """One view's sum of equation 3.
+
+    Args:
+        maps: values of each level, (B, heads * D, h, w).
+        uv: (B, N, 2) projections in [0, 1].
+        offsets: (B, heads, N, levels, points, 2) in pixels of each level, x right and y down.
+        weights: (B, heads, N, levels, points), adding up to 1 over levels and points.
+
+    Returns:
+        (B, N, heads * D).
+    """
+    heads = weights.shape[1]
+    total = torch.zeros((), device=uv.device)
+    for level, values in enumerate(maps):
+        size = uv.new_tensor([values.shape[-1], values.shape[-2]])
+        places = uv[:, None, :, None] + offsets[:, :, :, level] / size
+        samples = F.grid_sample(  # (B * heads, D, N, points)
+            values.reshape(len(values) * heads, -1, *values.shape[-2:]).to(places.dtype),
+            2 * places.flatten(0, 1) - 1,
+            padding_mode="zeros",
+            align_corners=False,
+        )
+        total = total + (samples * weights[:, :, :, level].flatten(0, 1)[:, None]).sum(dim=-1)
+    return total.unflatten(0, (-1, heads)).permute(0, 3, 1, 2).flatten(2)
+
+
+def average_views(sums: Tensor, logits: Tensor, visible: Tensor) -> Tensor:
+    """The outer sum of equation 3: sums (B, V, N, C), logits and visible (B, V, N) -> (B, N, C), zero where none sees."""
+    logits = logits.to(sums.dtype).masked_fill(~visible, torch.finfo(sums.dtype).min)
+    shares = logits.softmax(dim=1) * visible  # where no view sees, the softmax is uniform and the product zero: no NaN
+    return (sums * shares[..., None]).sum(dim=1)
+
+
+class DeformableCrossAttention(nn.Module):
+    """Equation 3 with several heads and two levels.
+
+    Args:
+        width: channels of the tokens, a multiple of heads.
+        channels: of the feature maps.
+        points: samples per head and level.
+    """
+
+    def __init__(self, width: int, channels: int, heads: int, points: int) -> None:
+        super().__init__()
+        self.heads, self.points = heads, points
+        self.offsets = nn.Linear(width, heads * LEVELS * points * 2)
+        self.weights = nn.Linear(width, heads * LEVELS * points)
+        self.values = nn.Conv2d(channels, width, kernel_size=1)
+        self.view_logit = nn.Linear(width, 1, bias=False)  # a bias would cancel in the softmax over views
+        self.output = nn.Linear(width, width)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Start as deformable DETR does: a star of 1, 2, ... pixels, one direction a head, and equal weights."""
+        angles = torch.arange(self.heads) * (2 * math.pi / self.heads)
+        directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        directions = directions / directions.abs().amax(dim=-1, keepdim=True)
+        radii = torch.arange(1, self.points + 1)
+        star = directions[:, None, None] * radii[:, None]  # (heads, 1, points, 2)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+        nn.init.zeros_(self.offsets.weight)
+        nn.init.zeros_(self.weights.weight)
+        nn.init.xavier_uniform_(self.values.weight)
+        nn.init.xavier_uniform_(self.output.weight)
+        with torch.no_grad():
+            self.offsets.bias.copy_(star.expand(-1, LEVELS, -1, -1).reshape(-1))
+
+    def forward(self, tokens: Tensor, features: tuple[Tensor, Tensor], uv: Tensor, visible: Tensor) -> Tensor:
+        """Look at all views.
+
+        Args:
+            tokens: (B, N, width), normalised.
+            features: low and high level, (B, V, channels, h, w).
+            uv: (B, V, N, 2) projections in [0, 1], float32.
+            visible: (B, V, N) bool.
+
+        Returns:
+            (B, N, width).
+        """
+        split = (self.heads, LEVELS, self.points)
+        offsets = self.offsets(tokens).to(uv.dtype).unflatten(-1, (*split, 2)).transpose(1, 2)
+        weights = self.weights(tokens).to(uv.dtype).unflatten(-1, split).transpose(1, 2)
+        weights = weights.flatten(-2).softmax(dim=-1).view_as(weights)
+        sums = torch.stack(
+            [
+                attend_view([self.values(level[:, view]) for level in features], uv[:, view], offsets, weights)
+                for view in range(uv.shape[1])
+            ],
+            dim=1,
+        )
+        return self.output(average_views(sums, self.view_logit(sums)[..., 0], visible))

@@ -1,0 +1,53 @@
+"""Both stages together: posed pictures in, 3D Gaussians out (paper, section 3.1).
+
+In: any number of views of one object, from one up. Out: its Gaussians. The pictures are composited on white, the proposal
+network says which voxels are occupied, a spatially even subsample of them becomes the anchor points, the reconstruction
+network turns each into Gaussians. Convention: occupied is a logit above zero; nothing is padded, so nothing but an occupied
+voxel ever becomes a Gaussian; no occupied voxel gives an empty set. Trade: the two stages share no features, as in the paper,
+so the pictures are encoded twice. Verified by planted occupancy grids, from empty to more voxels than anchors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from geolrm.failures import BadInput
+from geolrm.gaussians import Gaussians
+from geolrm.model.proposal import ProposalNetwork
+from geolrm.model.reconstruction import ReconstructionNetwork
+from geolrm.occupancy import anchor_points
+from geolrm.views import Views
+
+
+class GeoLRM(nn.Module):
+    """The whole model."""
+
+    def __init__(self, proposal: ProposalNetwork, reconstruction: ReconstructionNetwork) -> None:
+        super().__init__()
+        self.proposal = proposal
+        self.reconstruction = reconstruction
+
+    @torch.no_grad()
+    def reconstruct(self, views: Views, max_anchors: int | None = None) -> Gaussians:
+        """Reconstruct one object.
+
+        Args:
+            views: V posed pictures, on any device.
+            max_anchors: at most so many anchor points; None keeps the number of the training.
+
+        Returns:
+            Gaussians on the model's device, empty where no voxel is occupied.
+
+        Raises:
+            BadInput: `no_views`.
+        """
+        if len(views) == 0:
+            raise BadInput("no_views", views.key, "there is no picture to reconstruct from", "give at least one view")
+        views = views.to(next(self.parameters()).device)
+        images, cameras = views.composited()[None], views.cameras[None]
+        occupied = self.proposal(images, cameras)[0] > 0
+        anchors = anchor_points(occupied, max_anchors or self.reconstruction.max_anchors)
+        if len(anchors) == 0:
+            return Gaussians.empty(anchors.device)
+        return self.reconstruction(images, cameras, anchors[None])[0]

@@ -1,0 +1,99 @@
+"""Reconstruction network: anchor points and pictures to 3D Gaussians (paper, section 3.2, equations 7 to 9).
+
+In: posed pictures and the anchor points of each object. Out: `gaussians_per_token` Gaussians for every anchor point. A shallow
+network turns each token into 14 numbers a Gaussian: offset, opacity, scale, rotation, colour. Convention: a mean is its anchor
+plus max_offset * tanh, the same reach both ways (the public code's sigmoid moves one way only); a standard deviation is
+max_scale * sigmoid; opacity and colour go through sigmoids; what is stored is the logit, the logarithm and the SH coefficient,
+computed from the raw numbers without a detour through the activated value. Trade: each Gaussian stays near its anchor, so a
+voxel that the proposal missed stays empty. Verified by bounds, symmetry, permutation of anchors, and the first render's scale.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from geolrm import config
+from geolrm.cameras import Cameras
+from geolrm.gaussians import SH_C0, Gaussians
+from geolrm.model.encoder import HierarchicalEncoder
+from geolrm.model.transformer import GeometryTransformer
+
+PARTS = {"offset": 3, "opacity": 1, "scale": 3, "quaternion": 4, "colour": 3}
+INITIAL_OPACITY = 0.2
+INITIAL_SPREAD = 0.01  # of the last layer's weights: the first Gaussians follow its bias
+
+
+class GaussianHead(nn.Module):
+    """Tokens to Gaussians.
+
+    At first every token emits the same set: centres drawn within half an anchor spacing, standard deviations of half of
+    it, opacity 0.2, grey. The spacing is that of `max_anchors` points on one square unit of surface.
+    """
+
+    def __init__(self, settings: config.Reconstruction) -> None:
+        super().__init__()
+        self.count = settings.gaussians_per_token
+        self.max_offset, self.max_scale = settings.max_offset, settings.max_scale
+        size = self.count * sum(PARTS.values())
+        self.hidden = nn.Linear(settings.transformer.width, size)
+        self.output = nn.Linear(size, size)
+        self._initialise(spacing=settings.max_anchors**-0.5)
+
+    def _initialise(self, spacing: float) -> None:
+        nn.init.normal_(self.output.weight, std=INITIAL_SPREAD)
+        reach = min(0.5 * spacing / self.max_offset, 0.9)
+        share = min(0.5 * spacing / self.max_scale, 0.9)
+        with torch.no_grad():
+            bias = self.output.bias.zero_().view(self.count, -1)
+            offset, opacity, scale, quaternion, _ = bias.split(list(PARTS.values()), dim=-1)
+            offset.uniform_(-reach, reach).atanh_()
+            opacity.fill_(math.log(INITIAL_OPACITY / (1 - INITIAL_OPACITY)))
+            scale.fill_(math.log(share / (1 - share)))
+            quaternion[:, 0] = 1.0
+
+    def forward(self, tokens: Tensor, anchors: Tensor) -> Gaussians:
+        """Tokens (N, width) and anchors (N, 3) of one object -> N * count Gaussians, token-major, float32."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            raw = self.output(F.silu(self.hidden(tokens.float()))).view(len(tokens) * self.count, -1)
+        offset, opacity, scale, quaternion, colour = raw.split(list(PARTS.values()), dim=-1)
+        return Gaussians(
+            means=anchors.repeat_interleave(self.count, dim=0) + self.max_offset * offset.tanh(),  # equation 7
+            sh_dc=0.5 / SH_C0 * (0.5 * colour).tanh(),  # (sigmoid(colour) - 0.5) / SH_C0
+            opacity_logits=opacity[:, 0],  # equation 9
+            log_scales=math.log(self.max_scale) + F.logsigmoid(scale),  # equation 8
+            quaternions=F.normalize(quaternion, dim=-1),
+        )
+
+
+class ReconstructionNetwork(nn.Module):
+    """Stage 2.
+
+    Args:
+        settings: sizes.
+        pretrained: see `HierarchicalEncoder`.
+    """
+
+    def __init__(self, settings: config.Reconstruction, pretrained: bool = True) -> None:
+        super().__init__()
+        self.max_anchors = settings.max_anchors
+        self.encoder = HierarchicalEncoder(settings.encoder, pretrained)
+        self.transformer = GeometryTransformer(settings.transformer, settings.encoder.channels)
+        self.head = GaussianHead(settings)
+
+    def forward(self, images: Tensor, cameras: Cameras, anchors: Tensor) -> list[Gaussians]:
+        """Reconstruct a batch of objects.
+
+        Args:
+            images: (B, V, 3, H, W) sRGB in [0, 1], composited on white, V from 1 up.
+            cameras: (B, V).
+            anchors: (B, N, 3) object units, N from 1 up and not bound by max_anchors.
+
+        Returns:
+            B sets of N * gaussians_per_token Gaussians; those of anchor i start at i * gaussians_per_token.
+        """
+        tokens = self.transformer(anchors, self.encoder(images, cameras), cameras)
+        return [self.head(t, a) for t, a in zip(tokens, anchors, strict=True)]

@@ -1,0 +1,125 @@
+"""Geometry-aware transformer: anchor points that look at one another and at the pictures (paper, section 3.2).
+
+In: anchor points, feature maps, cameras. Out: one token a point. Each block is self-attention over tokens with 3D RoPE,
+deformable cross-attention to the views, and a SwiGLU network, each after an RMSNorm and added to the stream (equations 4 to
+6; the public code attends across the heads of one token in float32, and adds cross-attention to the normalised stream).
+Convention: both networks are instances of this one; tokens carry no order, so permuting the points permutes the tokens.
+Trade: a token starts as Fourier features of its coordinates through a linear layer, whose bias is the paper's shared
+learnable feature; three raw coordinates beside it (the public code) are 3 channels of some hundred, which a short training
+hardly hears. Verified by permutations of points and views, and by parameter counts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from geolrm import config
+from geolrm.cameras import Cameras
+from geolrm.model import rope
+from geolrm.model.deformable import DeformableCrossAttention, project_anchors
+
+NORM_EPS = 1e-5
+OCTAVES = 6  # of the token input: the finest wave is 1/32 of the cube's side long
+
+
+class TokenInput(nn.Module):
+    """Anchor points (B, N, 3) to tokens (B, N, width): coordinates and their sines and cosines, linearly mapped."""
+
+    waves: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 + 3 * 2 * OCTAVES, width)
+        self.register_buffer("waves", 2 * math.pi * 2.0 ** torch.arange(OCTAVES), persistent=False)
+
+    def forward(self, anchors: Tensor) -> Tensor:
+        phases = (anchors[..., None] * self.waves).flatten(-2)
+        return self.linear(torch.cat([2 * anchors, phases.sin(), phases.cos()], dim=-1))
+
+
+class TokenAttention(nn.Module):
+    """Self-attention over the tokens of one object, with 3D RoPE on queries and keys."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.queries_keys_values = nn.Linear(width, 3 * width, bias=False)
+        self.output = nn.Linear(width, width, bias=False)
+
+    def forward(self, tokens: Tensor, rotations: tuple[Tensor, Tensor]) -> Tensor:
+        """Tokens (B, N, width), rotations from `rope.rotations` -> (B, N, width)."""
+        packed = self.queries_keys_values(tokens).unflatten(-1, (3, self.heads, -1))
+        queries, keys, values = packed.permute(2, 0, 3, 1, 4)  # each (B, heads, N, head width)
+        queries, keys = rope.rotate(queries, *rotations), rope.rotate(keys, *rotations)
+        attended = F.scaled_dot_product_attention(queries, keys, values)
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward network, two thirds of the usual hidden width of 4, rounded up to a multiple of 64."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = math.ceil(8 * width / 3 / 64) * 64
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(tokens)) * self.up(tokens))
+
+
+class Block(nn.Module):
+    """Equations 4 to 6."""
+
+    def __init__(self, settings: config.Transformer, channels: int) -> None:
+        super().__init__()
+        width = settings.width
+        self.self_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.self_attention = TokenAttention(width, settings.heads)
+        self.cross_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.cross_attention = DeformableCrossAttention(width, channels, settings.heads, settings.sampling_points)
+        self.feed_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.feed_forward = SwiGLU(width)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        rotations: tuple[Tensor, Tensor],
+        features: tuple[Tensor, Tensor],
+        uv: Tensor,
+        visible: Tensor,
+    ) -> Tensor:
+        tokens = tokens + self.self_attention(self.self_norm(tokens), rotations)
+        tokens = tokens + self.cross_attention(self.cross_norm(tokens), features, uv, visible)
+        return tokens + self.feed_forward(self.feed_norm(tokens))
+
+
+class GeometryTransformer(nn.Module):
+    """Anchor points to tokens that have seen the pictures and one another.
+
+    Args:
+        settings: sizes.
+        channels: of the encoder's feature maps.
+    """
+
+    def __init__(self, settings: config.Transformer, channels: int) -> None:
+        super().__init__()
+        self.head_width = settings.width // settings.heads
+        self.token_input = TokenInput(settings.width)
+        self.blocks = nn.ModuleList(Block(settings, channels) for _ in range(settings.layers))
+        self.norm = nn.RMSNorm(settings.width, eps=NORM_EPS)
+
+    def forward(self, anchors: Tensor, features: tuple[Tensor, Tensor], cameras: Cameras) -> Tensor:
+        """Anchors (B, N, 3) in object units, feature maps (B, V, channels, h, w), cameras (B, V) -> (B, N, width)."""
+        with torch.autocast(anchors.device.type, enabled=False):  # projections and angles stay fp32
+            uv, visible = project_anchors(anchors, cameras)
+            rotations = rope.rotations(anchors, self.head_width)
+        tokens = self.token_input(anchors)
+        for block in self.blocks:
+            tokens = block(tokens, rotations, features, uv, visible)
+        return self.norm(tokens)

@@ -1,0 +1,230 @@
+"""The two stages: images to occupancy, and anchor points with images to Gaussians.
+
+In: samples of a shard data set. Out: losses, validation metrics and picture grids for the loop. Convention: of the views drawn
+for an object the first k are inputs and the rest are targets; which views is a pure function of (seed, epoch, key), k of
+(seed, step), the same for all objects of a batch. The second stage sees the anchor points that the trained, frozen proposal
+network predicts from the same inputs, as it will at test time. Trade: the objects of a batch share one number of anchor
+points, the smallest among them, so that nothing is ever padded. Verified by overfitting one object and by the loop's tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from geolrm.cameras import Cameras
+from geolrm.config import Optimisation, Proposal, Reconstruction
+from geolrm.data.loader import Sample
+from geolrm.gaussians import Gaussians
+from geolrm.model.proposal import ProposalNetwork
+from geolrm.model.reconstruction import ReconstructionNetwork
+from geolrm.occupancy import anchor_points
+from geolrm.rendering import render
+from geolrm.training.loop import Stage
+from geolrm.training.losses import occupancy_losses, rendering_losses
+from geolrm.views import Views
+
+VALIDATION_INPUTS = 6
+BACKGROUND = 1.0
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one object gives to one step: its drawn views in random order, and its occupancy label."""
+
+    key: str
+    views: Views
+    occupancy: Tensor  # (R, R, R) bool
+
+
+def _generator(*parts: object) -> random.Random:
+    """Random numbers that are a pure function of the parts, whatever the process or platform."""
+    return random.Random(hashlib.sha256(repr(parts).encode()).digest())
+
+
+def draw_views(sample: Sample, optimisation: Optimisation, epoch: int) -> Drawn:
+    """`optimisation.views` of the object's views in random order, at the training size."""
+    picked = _generator("views", optimisation.seed, epoch, sample.key).sample(
+        range(len(sample.roles)), optimisation.views
+    )
+    size = optimisation.image_size
+    return Drawn(sample.key, sample.views(picked).resized(size, size), sample.occupancy)
+
+
+def input_count(optimisation: Optimisation, step: int) -> int:
+    """How many of the drawn views are inputs at this step."""
+    return _generator("inputs", optimisation.seed, step).randint(optimisation.min_inputs, optimisation.max_inputs)
+
+
+def stack(views: Sequence[Views], device: torch.device) -> tuple[Tensor, Cameras]:
+    """Images (B, V, 3, H, W) over white and cameras (B, V) of B objects with V views each."""
+    images = torch.stack([v.composited(BACKGROUND) for v in views]).to(device)
+    poses = torch.stack([v.cameras.camera_to_world for v in views]).to(device)
+    return images, Cameras(poses, torch.stack([v.cameras.intrinsics for v in views]).to(device))
+
+
+def validation_targets(sample: Sample, inputs: list[int]) -> list[int]:
+    """Positions of four fixed views between the inputs and beyond the orbit."""
+    rest = [i for i in range(len(sample.roles)) if i not in inputs]
+    return [rest[len(rest) * (2 * i + 1) // 8] for i in range(4)]
+
+
+def occupancy_scores(predicted: Tensor, truth: Tensor) -> dict[str, float]:
+    """Intersection over union, precision and recall of bool grids; 0 where nothing is predicted."""
+    hit = (predicted & truth).sum().item()
+    union = (predicted | truth).sum().item()
+    return {
+        "iou": hit / max(union, 1),
+        "precision": hit / max(predicted.sum().item(), 1),
+        "recall": hit / max(truth.sum().item(), 1),
+    }
+
+
+def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def _save_grid(rows: list[Tensor], path: Path) -> None:
+    """Rows of pictures (3, H, W) in [0, 1], each row side by side, one PNG."""
+    grid = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
+    Image.fromarray((grid.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy().astype(np.uint8)).save(path)
+
+
+class ProposalStage(Stage[Drawn]):
+    """Stage 1 (paper, 3.3): binary cross-entropy and scene-class affinity against the occupancy label."""
+
+    name = "proposal"
+
+    def __init__(self, network: ProposalNetwork, config: Proposal) -> None:
+        self.network, self.config, self.optimisation = network, config, config.optimisation
+        self.device = next(network.parameters()).device
+
+    def draw(self, sample: Sample, epoch: int) -> Drawn:
+        return draw_views(sample, self.optimisation, epoch)
+
+    def losses(self, items: list[Drawn], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        count = input_count(self.optimisation, step)
+        images, cameras = stack([item.views[:count] for item in items], self.device)
+        target = torch.stack([item.occupancy for item in items]).to(self.device)
+        parts = occupancy_losses(self.network(images, cameras), target)
+        return torch.stack(list(parts.values())).sum(), parts
+
+    def _logits(self, sample: Sample) -> Tensor:
+        size = self.optimisation.image_size
+        images, cameras = stack([sample.views(sample.orbit_inputs(VALIDATION_INPUTS)).resized(size, size)], self.device)
+        return self.network(images, cameras)
+
+    def validate(self, samples: list[Sample]) -> dict[str, float]:
+        rows = []
+        for sample in samples:
+            logits, truth = self._logits(sample), sample.occupancy[None].to(self.device)
+            loss = torch.stack(list(occupancy_losses(logits, truth).values())).sum().item()
+            rows.append({"loss": loss, **occupancy_scores(logits > 0, truth)})
+        return _mean(rows)
+
+    def picture(self, sample: Sample, path: Path) -> None:
+        """Depth of the occupied voxels seen along the three axes: truth above, prediction below."""
+        grids = [sample.occupancy.to(self.device), self._logits(sample)[0] > 0]
+        _save_grid([torch.stack([_column_heights(grid, axis) for axis in range(3)]) for grid in grids], path)
+
+
+def _column_heights(grid: Tensor, axis: int) -> Tensor:
+    """(3, R, R) grey picture of a bool grid: how near the first occupied voxel is along an axis, white where none."""
+    size = grid.shape[0]
+    steps = torch.arange(size, device=grid.device).reshape([-1 if i == axis else 1 for i in range(3)])
+    first = torch.where(grid, steps, size).amin(dim=axis)
+    shade = torch.where(first < size, first / size * 0.8, 1.0)
+    return shade.T.flip(0).expand(3, size, size)
+
+
+class ReconstructionStage(Stage[Drawn]):
+    """Stage 2 (paper, 3.3): rendered colour, mask and depth of the target views against the truth.
+
+    Args:
+        network: what is trained.
+        config: its section of params.yaml.
+        proposal: trained network of stage 1, frozen, which gives the anchor points.
+        perceptual: LPIPS (V, 3, H, W) x 2 in [0, 1] -> scalar; needed where its loss weight is not 0.
+    """
+
+    name = "reconstruction"
+
+    def __init__(
+        self,
+        network: ReconstructionNetwork,
+        config: Reconstruction,
+        proposal: ProposalNetwork,
+        perceptual: torch.nn.Module | None = None,
+    ) -> None:
+        if config.losses.lpips > 0 and perceptual is None:
+            raise ValueError("reconstruction.losses.lpips is not 0, so the perceptual network is needed")
+        self.network, self.config, self.optimisation = network, config, config.optimisation
+        self.proposal, self.perceptual = proposal.eval().requires_grad_(False), perceptual
+        self.device = next(network.parameters()).device
+
+    def draw(self, sample: Sample, epoch: int) -> Drawn:
+        return draw_views(sample, self.optimisation, epoch)
+
+    def _anchors(self, images: Tensor, cameras: Cameras, labels: Sequence[Tensor]) -> tuple[Tensor, int]:
+        """Anchor points (B, N, 3) of the predicted occupancy; where nothing is predicted the label stands in, counted."""
+        with torch.no_grad():
+            grids = self.proposal(images, cameras) > 0
+        empty = [i for i, grid in enumerate(grids) if not grid.any()]
+        for i in empty:
+            grids[i] = labels[i].to(self.device)
+        count = min(self.config.max_anchors, min(int(grid.sum()) for grid in grids))
+        return torch.stack([anchor_points(grid, count) for grid in grids]), len(empty)
+
+    def _compare(self, gaussians: Gaussians, targets: Views) -> tuple[Tensor, dict[str, Tensor]]:
+        targets = targets.to(self.device)
+        rendering = render(gaussians, targets.cameras, *targets.size, BACKGROUND)
+        parts = rendering_losses(rendering, targets, BACKGROUND)
+        if self.perceptual is not None and self.config.losses.lpips > 0:
+            parts["lpips"] = self.perceptual(rendering.colour, targets.composited(BACKGROUND)).mean()
+        weights = self.config.losses.model_dump()
+        return torch.stack([weights[name] * value for name, value in parts.items()]).sum(), parts
+
+    def losses(self, items: list[Drawn], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        count = input_count(self.optimisation, step)
+        images, cameras = stack([item.views[:count] for item in items], self.device)
+        anchors, empty = self._anchors(images, cameras, [item.occupancy for item in items])
+        compared = [
+            self._compare(gaussians, item.views[count:])
+            for gaussians, item in zip(self.network(images, cameras, anchors), items, strict=True)
+        ]
+        loss = torch.stack([one for one, _ in compared]).mean()
+        parts = {name: torch.stack([parts[name] for _, parts in compared]).mean() for name in compared[0][1]}
+        return loss, parts | {"empty_proposals": torch.tensor(float(empty))}
+
+    def _reconstruct(self, sample: Sample) -> tuple[Views, Gaussians, Views]:
+        size = self.optimisation.image_size
+        positions = sample.orbit_inputs(VALIDATION_INPUTS)
+        inputs = sample.views(positions).resized(size, size)
+        images, cameras = stack([inputs], self.device)
+        anchors, _ = self._anchors(images, cameras, [sample.occupancy])
+        targets = sample.views(validation_targets(sample, positions)).resized(size, size)
+        return inputs, self.network(images, cameras, anchors)[0], targets
+
+    def validate(self, samples: list[Sample]) -> dict[str, float]:
+        rows = []
+        for sample in samples:
+            _, gaussians, targets = self._reconstruct(sample)
+            loss, parts = self._compare(gaussians, targets)
+            psnr = -10 * torch.log10(parts["mse"]).item()
+            rows.append({"loss": loss.item(), "psnr": psnr, **{f"loss/{n}": v.item() for n, v in parts.items()}})
+        return _mean(rows)
+
+    def picture(self, sample: Sample, path: Path) -> None:
+        """Four inputs above, the four true target views below them, their renderings at the bottom."""
+        inputs, gaussians, targets = self._reconstruct(sample)
+        rendering = render(gaussians, targets.cameras.to(self.device), *targets.size, BACKGROUND)
+        rows = [inputs.composited(BACKGROUND)[:4], targets.composited(BACKGROUND), rendering.colour.cpu()]
+        _save_grid(rows, path)

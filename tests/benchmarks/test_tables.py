@@ -1,0 +1,54 @@
+"""The README's numbers are those of the committed files, and a stale table is noticed."""
+
+import json
+
+import pytest
+from synthetic_results import METHODS, write_results
+
+from benchmarks.estimates import summarise
+from benchmarks.tables import BEGIN, END, update_readme
+from geolrm.failures import BadInput
+
+
+@pytest.fixture
+def readme(tmp_path):
+    committed = tmp_path / "docs" / "results"
+    committed.mkdir(parents=True)
+    summary = summarise(write_results(tmp_path / "results" / "smoke"))
+    (committed / "smoke.json").write_text(json.dumps(summary))
+    (committed / "timings.json").write_text('{"seconds": 1}')  # another kind of result, none of ours
+    file = tmp_path / "README.md"
+    file.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    return file
+
+
+def test_a_table_round_trip_is_current_and_a_changed_result_is_not(readme):
+    committed = readme.parent / "docs" / "results"
+    assert not update_readme(readme, committed, check=True)
+    assert "old" in readme.read_text()  # a check changes nothing
+    update_readme(readme, committed)
+    assert update_readme(readme, committed, check=True)
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    for method in METHODS:
+        assert f"| `{method}` |" in text
+    assert "| `geolrm` | 18.00 | 19.50 | 21.00 | 21.59 |" in text
+
+    summary = json.loads((committed / "smoke.json").read_text())
+    group = summary["sweeps"]["procedural"]["groups"]["procedural"]
+    group["methods"]["geolrm"]["4"]["metrics"]["psnr_foreground"]["mean"] = 17.0
+    (committed / "smoke.json").write_text(json.dumps(summary))
+    assert not update_readme(readme, committed, check=True)
+
+
+def test_a_readme_without_markers_is_refused(readme):
+    readme.write_text("no markers\n")
+    with pytest.raises(BadInput, match="results:begin"):
+        update_readme(readme, readme.parent / "docs" / "results")
+
+
+def test_a_summary_of_another_version_is_refused(readme):
+    (readme.parent / "docs" / "results" / "old.json").write_text('{"format": "geolrm-summary-0"}')
+    with pytest.raises(BadInput, match="geolrm-summary-0"):
+        update_readme(readme, readme.parent / "docs" / "results")

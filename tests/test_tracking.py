@@ -1,0 +1,185 @@
+"""MLflow shows what the files say: no run twice, none stale, every metric against the number of views."""
+
+import json
+from pathlib import Path
+
+import pytest
+from synthetic_results import METHODS, OBJECTS, VIEWS, row, sweep_rows, write_lines, write_results
+
+from geolrm.failures import BadInput
+from geolrm.tracking import mean_metrics, plan, read_records, rebuild
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One migrated SQLite store with the made-up results in it (the migration takes seconds)."""
+    folder = tmp_path_factory.mktemp("tracking")
+    results = write_results(folder / "results" / "smoke")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    assert rebuild(results, uri).written == 2 + len(METHODS)
+    from mlflow import MlflowClient
+
+    return results, uri, MlflowClient(uri)
+
+
+def runs(client, experiment: str) -> dict:
+    found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], max_results=1000)
+    names = [run.info.run_name for run in found]
+    assert len(names) == len(set(names)), f"a run is there twice: {names}"
+    return {run.info.run_name: run for run in found}
+
+
+def test_a_second_rebuild_writes_nothing_and_keeps_every_run(store):
+    results, uri, client = store
+    before = runs(client, "smoke/sweep/procedural")
+    done = rebuild(results, uri)
+    assert (done.written, done.removed) == (0, 0)
+    after = runs(client, "smoke/sweep/procedural")
+    assert {name: run.info.run_id for name, run in after.items()} == {n: r.info.run_id for n, r in before.items()}
+    assert len(after) == len(METHODS) * (1 + len(VIEWS))
+
+
+def test_a_sweeps_metric_has_the_view_counts_as_steps(store):
+    _, _, client = store
+    parent = runs(client, "smoke/sweep/procedural")["geolrm"]
+    history = client.get_metric_history(parent.info.run_id, "psnr_foreground")
+    expected = {v: sum(row("geolrm", key, v)["psnr_foreground"] for key in OBJECTS) / len(OBJECTS) for v in VIEWS}
+    assert {point.step: point.value for point in history} == pytest.approx(expected)
+
+
+def test_children_hang_under_their_method(store):
+    _, _, client = store
+    found = runs(client, "smoke/sweep/procedural")
+    child = found["white, 21 views"]
+    assert child.data.tags["mlflow.parentRunId"] == found["white"].info.run_id
+    assert child.data.params["input_views"].startswith("[0, 1, 2")
+
+
+def test_a_null_metric_is_absent_rather_than_zero(store):
+    _, _, client = store
+    assert "lpips_alex" not in runs(client, "smoke/sweep/procedural")["geolrm"].data.metrics
+
+
+def test_splats_meshes_pictures_and_tables_are_artifacts(store):
+    _, _, client = store
+    found = runs(client, "smoke/sweep/procedural")
+    child = found["geolrm, 8 views"].info.run_id
+    assert {a.path for a in client.list_artifacts(child)} >= {"objects.json", OBJECTS[0]}
+    files = {a.path.removeprefix(OBJECTS[0] + "/") for a in client.list_artifacts(child, OBJECTS[0])}
+    assert files == {"input.png", "truth.png", "render.png", "error.png", "gaussians.ply", "mesh.glb"}
+    strips = [a.path for a in client.list_artifacts(found["geolrm"].info.run_id, "images") if a.path.endswith(".png")]
+    assert len(strips) == 2 * len(VIEWS)  # two objects with pictures
+
+
+def test_the_table_of_objects_opens_as_mlflows_own(store, monkeypatch):
+    _, uri, client = store
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # load_table asks the global store
+    parent = runs(client, "smoke/sweep/procedural")["geolrm"]
+    frame = client.load_table(parent.info.experiment_id, "objects.json", [parent.info.run_id])
+    assert len(frame) == len(OBJECTS) * len(VIEWS)
+    assert {"object", "views", "psnr_foreground", "lpips_alex", "status"} <= set(frame.columns)
+    assert frame["lpips_alex"].isna().all()
+
+
+def test_training_has_losses_validation_parameters_and_pictures(store):
+    results, _, client = store
+    run = runs(client, "smoke/training")["smoke reconstruction"]
+    steps = read_records(results / "reconstruction" / "steps.jsonl")
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [(p.step, p.value) for p in history] == [(s["step"], s["loss"]) for s in steps if "loss" in s]
+    assert history[-1].timestamp - history[0].timestamp == pytest.approx(499 * 250, abs=2)  # step_s, in ms
+    assert "validation/loss" in run.data.metrics
+    assert run.data.params["optimisation.learning_rate"] == "0.001"
+    assert {run.data.tags[name] for name in ("preset", "stage", "device")} == {"smoke", "reconstruction", "cpu"}
+    assert run.data.tags["checkpoint_hash"] == "a" * 64
+    assert run.data.tags["commit"] == "c" * 40
+    assert any(a.path.endswith(".png") for a in client.list_artifacts(run.info.run_id, "images"))
+
+
+def test_a_changed_row_replaces_its_method_and_no_other_run(store):
+    results, uri, client = store
+    before = runs(client, "smoke/sweep/procedural")
+    file = results / "sweep" / "procedural" / "rows.jsonl"
+    original = file.read_text()
+    rows = sweep_rows()
+    rows[0]["psnr_foreground"] = 40.0
+    write_lines(file, rows)
+    done = rebuild(results, uri)
+    assert (done.written, done.removed) == (1, 1)
+    after = runs(client, "smoke/sweep/procedural")
+    changed = {name for name in after if after[name].info.run_id != before[name].info.run_id}
+    assert changed == {"geolrm", *(f"geolrm, {views} views" for views in VIEWS)}
+    assert not Path(before["geolrm"].info.artifact_uri.removeprefix("file://")).exists()
+    file.write_text(original)
+    rebuild(results, uri)
+
+
+def test_a_run_cut_short_is_replaced(store):
+    results, uri, client = store
+    run = runs(client, "smoke/training")["smoke proposal"]
+    client.set_tag(run.info.run_id, "geolrm.content", "")  # as it stands until the last call
+    done = rebuild(results, uri)
+    assert (done.written, done.removed) == (1, 1)
+    assert runs(client, "smoke/training")["smoke proposal"].info.run_id != run.info.run_id
+
+
+def test_runs_made_by_others_stay(store):
+    results, uri, client = store
+    experiment = client.get_experiment_by_name("smoke/training").experiment_id
+    mine = client.create_run(experiment, run_name="by hand")
+    rebuild(results, uri)
+    assert client.get_run(mine.info.run_id).info.lifecycle_stage == "active"
+    client.delete_run(mine.info.run_id)
+
+
+def test_a_removed_sweep_leaves_the_dashboard(store, tmp_path):
+    results, uri, client = store
+    extra = results / "sweep" / "extra" / "rows.jsonl"
+    write_lines(extra, [row("white", OBJECTS[0], 4, "extra")])
+    rebuild(results, uri)
+    assert len(runs(client, "smoke/sweep/extra")) == 2
+    extra.unlink()
+    rebuild(results, uri)
+    assert not runs(client, "smoke/sweep/extra")
+
+
+def test_a_corrupt_line_is_named_with_file_and_number(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"a": 1}\n\n{"a": 2\n')
+    with pytest.raises(BadInput, match=r"rows\.jsonl:3") as caught:
+        read_records(file)
+    assert caught.value.reason == "record_corrupt"
+    file.write_text("[1, 2]\n")
+    with pytest.raises(BadInput, match=r"rows\.jsonl:1.*got list"):
+        read_records(file)
+
+
+def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"a": 1}\n{"a": 2')
+    assert read_records(file) == [{"a": 1}]
+
+
+def test_no_results_is_said_before_a_store_is_made(tmp_path):
+    with pytest.raises(BadInput, match="dvc repro"):
+        rebuild(tmp_path / "smoke", f"sqlite:///{tmp_path}/mlflow.db")
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_geometry_from_mesh_and_from_depth_is_never_averaged_together():
+    rows = [row("geolrm", OBJECTS[0], 4, surface="mesh"), row("geolrm", OBJECTS[1], 4, surface="depth")]
+    rows[1]["status"] = "failed"
+    means = mean_metrics(rows)
+    assert means["cd_sum/mesh"] == rows[0]["cd_sum"]
+    assert means["cd_sum/depth"] == rows[1]["cd_sum"]
+    assert "cd_sum" not in means
+    assert means["objects_not_ok"] == 1
+
+
+def test_content_changes_with_a_picture(tmp_path):
+    results = write_results(tmp_path / "smoke")
+    before = plan(results)["smoke/training"][0].content()
+    assert before == plan(results)["smoke/training"][0].content()
+    (results / "proposal" / "pictures" / "step-000100.png").write_bytes(b"other")
+    assert plan(results)["smoke/training"][0].content() != before
+    assert json.loads((results / "proposal" / "checkpoint.json").read_text())["config"]["max_anchors"] == 1024
