@@ -77,7 +77,8 @@ def depth_codes(depth: np.ndarray, step: float) -> np.ndarray:
     """16-bit codes of a depth map at that step, or at the finest that its range allows if 0."""
     low, high = depth[depth > 0].min(), depth.max()
     step = step or float(high - low) / 65534
-    return np.where(depth > 0, np.round((depth - low) / step) + 1, 0).astype(np.uint16)
+    codes = np.round((depth - low) / step) + 1
+    return np.asarray(codes * (depth > 0), dtype=np.uint16)
 
 
 def run_codecs(

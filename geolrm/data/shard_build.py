@@ -35,6 +35,7 @@ from geolrm.data.shards import (
     even_draw,
     label,
     surface_from_depth,
+    without_stray_depth,
 )
 from geolrm.data.whole_file import whole_file, write_whole
 from geolrm.failures import BadInput
@@ -125,10 +126,13 @@ def encode_tar(item: ObjectTar, job: ShardJob, times: StepTimes) -> EncodedObjec
         obj = read_object_tar(Path(item.path), normals=not _has_surface(Path(item.path)))
         if obj.key != item.key:
             raise BadInput("key_mismatch", item.path, f"holds the object {obj.key!r}", f"name it {obj.key}.tar")
-        obj = replace(obj, meta={**obj.meta, "split": item.split})
+        test = None if obj.test_views is None else without_stray_depth(obj.test_views)[0]
+        obj = replace(obj, test_views=test, meta={**obj.meta, "split": item.split})
         kept = distinct_views(obj.views)
     with times.step("occupancy"):
-        grid, refused = label(kept.views, job.voxel_resolution)
+        views, stray = without_stray_depth(kept.views)
+        kept = replace(kept, views=views)
+        grid, refused = label(views, job.voxel_resolution, stray)
     with times.step("surface"):
         surface = _surface(obj, kept, job.surface_points)
     with times.step("encode"):

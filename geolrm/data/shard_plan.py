@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from geolrm.config import Shard
-from geolrm.data.whole_file import write_whole
+from geolrm.data.whole_file import DISK_FULL, write_whole
 from geolrm.failures import BadInput
 
 FORMAT_VERSION = 1  # raise it whenever the bytes of a shard change for the same input: every shard becomes stale
@@ -116,9 +116,15 @@ class HashCache:
         self._seen[str(path)] = {"size": status.st_size, "time": status.st_mtime_ns, "sha256": sha256}
 
     def save(self) -> None:
-        """Write what was asked for since loading; the rest is forgotten."""
-        if self._seen != self._known:
+        """Write what was asked for since loading; the rest is forgotten. A full disk leaves the cache unwritten: it is only
+        a saving, and whoever filled the disk hears of it from the shards."""
+        if self._seen == self._known:
+            return
+        try:
             write_whole(self._path, json.dumps(self._seen, sort_keys=True, indent=0).encode())
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
 
 
 def file_sha256(path: Path) -> str:

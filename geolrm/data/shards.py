@@ -5,7 +5,8 @@ of its own, so that only the views that are picked get read and decoded; duplica
 metadata lists the SHA-256 of every other member; times, owners and orders are fixed, so that equal input gives equal
 bytes. `docs/shard-format.md` is the contract and a test parses its table. Trade: colour is kept to the bit (lossless WebP),
 depth to 1/16384 of the object cube in 16-bit PNG, at under three quarters of what all 16 bits cost;
-`benchmarks/speed/codecs.py` measures both against their alternatives. Verified by round trips, by error bounds, and by reading with `webdataset`.
+`benchmarks/speed/codecs.py` measures both against their alternatives. Verified by round trips, by
+error bounds, and by reading with `webdataset`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import math
 import re
 import tarfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -37,6 +38,7 @@ WEBP = {"lossless": True, "exact": True, "method": 1, "quality": 50}
 PNG_LEVEL = 6
 DEPTH_STEP = 2.0**-13  # object units between two depth codes; the error is at most half of it
 MAX_DEPTH_ERROR = 1 / (20 * 128)  # a twentieth of a voxel at R = 128
+REACH = 1.0  # object units in front of and behind the middle of the cube within which a depth can be the object's
 OUTSIDE_SHARE = 0.01  # of an object's surface pixels that may lie more than a voxel outside the cube
 KEY = re.compile(r"[A-Za-z0-9_\-+]+")
 TAR_BLOCK, TAR_RECORD = 512, 10240
@@ -175,21 +177,36 @@ def distinct_views(views: Views) -> DistinctViews:
     return DistinctViews(views[kept], [roles[i] for i in kept], kept)
 
 
-def label(views: Views, resolution: int) -> tuple[Tensor, int]:
-    """Occupancy label (R, R, R) of an object's views and the count of refused pixels.
+def without_stray_depth(views: Views) -> tuple[Views, int]:
+    """The views with depth set to no surface where it lies farther than `REACH` from the plane through the origin that faces
+    the camera, where nothing of the cube can be, and the number of such pixels: stray hits of a ray tracer, or an object
+    that was never normalised. They would stretch the depth codes of all other pixels."""
+    if views.depth is None:
+        return views, 0
+    centre = -(views.cameras.positions * views.cameras.rotations[..., 2]).sum(-1)
+    stray = (views.depth > 0) & ((views.depth - centre[:, None, None]).abs() > REACH)
+    return replace(views, depth=views.depth.masked_fill(stray, 0.0)), int(stray.sum())
+
+
+def label(views: Views, resolution: int, stray: int = 0) -> tuple[Tensor, int]:
+    """Occupancy label (R, R, R) of an object's views and the count of pixels that lie in no voxel of it.
+
+    Args:
+        stray: pixels that `without_stray_depth` has taken from these views already.
 
     Raises:
         BadInput: `empty_object` (no surface in any view), `outside_cube`.
     """
-    if views.depth is None or not (views.depth > 0).any():
+    surface = stray + (0 if views.depth is None else int((views.depth > 0).sum()))
+    if views.depth is None or surface == 0:
         detail = "no view shows any surface"
         raise BadInput("empty_object", views.key, detail, "check that the object was loaded and lies inside the cube")
     grid, refused = occupancy_from_depth(views.depth, views.cameras, resolution)
-    share = refused / int((views.depth > 0).sum())
+    share = (refused + stray) / surface
     if share > OUTSIDE_SHARE:
         detail = f"{share:.1%} of the surface pixels lie more than a voxel outside the cube [-0.5, 0.5]^3"
         raise BadInput("outside_cube", views.key, detail, "normalise the object by its box before rendering it")
-    return grid, refused
+    return grid, refused + stray
 
 
 def encode_object(

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from spheres import sphere_object, write_params, write_spheres
 
 from geolrm.data.object_tar import write_object_tar
@@ -269,7 +271,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_a_full_disk_is_named_loses_nothing_and_a_second_run_finishes(
-    undisturbed: Path, tmp_path: Path, small_disk: Path
+    undisturbed: Path, tmp_path: Path, small_disk: Path, in_process: None
 ) -> None:
     root = copy_inputs(undisturbed, tmp_path / "root")
     shards = root / "spheres" / "smoke" / "shards"
@@ -289,9 +291,32 @@ def test_a_full_disk_is_named_loses_nothing_and_a_second_run_finishes(
     for path in target.glob("*.tar"):
         assert path.read_bytes() == whole[path.name]
     filler.unlink()
-    status, output = run(root)
-    assert status == 0, output
+    assert shard_here(root) == 0
     assert products(root) == whole
+
+
+@pytest.mark.slow
+def test_killed_under_dvc_repro_it_is_finished_by_the_next_one(undisturbed: Path, tmp_path: Path) -> None:
+    root = copy_inputs(undisturbed, tmp_path)
+    folder = root / "spheres" / "smoke" / "shards"
+    outputs = [{f"spheres/smoke/{name}": {"persist": True, "cache": False}} for name in ("shards", "catalog.parquet")]
+    arguments = [argument.replace(str(root), ".") for argument in command(root)]
+    stages = {"shard": {"cmd": shlex.join(arguments), "deps": ["spheres/smoke/objects"], "outs": outputs}}
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    dvc = [sys.executable, "-m", "dvc"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
+    subprocess.run([*dvc, "init", "--no-scm", "-q"], cwd=root, env=environment, check=True)
+    killed = subprocess.Popen([*dvc, "repro"], cwd=root, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (folder.exists() and any(folder.iterdir())):
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    killed.kill()  # dvc alone: the stage that it started lives on, and the next one has to wait for it
+    killed.wait()
+    again = subprocess.run([*dvc, "repro"], cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert products(root) == products(undisturbed)
 
 
 def test_a_folder_without_objects_is_named(tmp_path: Path) -> None:

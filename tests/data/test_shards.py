@@ -4,6 +4,7 @@ import io
 import json
 import re
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,20 @@ def test_an_object_outside_the_cube_is_named_so() -> None:
     with pytest.raises(BadInput) as error:
         shards.label(sphere_object("a", shift=0.4).views, 16)
     assert error.value.reason == "outside_cube"
+
+
+def test_a_stray_depth_is_taken_for_no_surface_and_counted() -> None:
+    views = sphere_object("a").views
+    assert views.depth is not None
+    stray = views.depth.clone()
+    stray[3, 0, 0], stray[7, 2, 5] = 160.0, 0.5
+    cleaned, count = shards.without_stray_depth(replace(views, depth=stray))
+    assert count == 2
+    assert cleaned.depth is not None
+    assert torch.equal(cleaned.depth, views.depth)
+    grid, refused = shards.label(cleaned, 16, count)
+    assert refused == 2
+    assert torch.equal(grid, shards.label(views, 16)[0])
 
 
 def test_every_hash_in_the_metadata_is_that_of_its_member(job: ShardJob) -> None:
