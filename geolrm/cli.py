@@ -88,18 +88,21 @@ def diagnose() -> list[tuple[str, str, str]]:
 
 
 def _open3d() -> tuple[str, str]:
-    from geolrm.data.raycast import open3d_problem
+    from geolrm.data.raycast import Open3DMissing, import_open3d
 
-    problem = open3d_problem()
-    return ("missing", problem) if problem else (f"open3d {version('open3d')}", "ray casting on the CPU")
+    try:
+        import_open3d()
+    except Open3DMissing as missing:
+        return "missing", str(missing)
+    return f"open3d {version('open3d')}", "ray casting on the CPU"
 
 
 def _lpips() -> list[tuple[str, str, str]]:
-    from geolrm.metrics.perceptual import find_weights
+    from geolrm.metrics.perceptual import NETS, weights_file
 
     rows = []
-    for net in ("alex", "vgg"):
-        path = find_weights(net)
+    for net in NETS:
+        path = weights_file(net)
         missing = "missing", "geolrm weights fetch lpips, or set GEOLRM_LPIPS_WEIGHTS to their folder"
         rows.append((f"LPIPS ({net})", *((("lpips package", str(path))) if path else missing)))
     return rows

@@ -34,9 +34,9 @@ def main(params: str = "params.yaml", dataset: str = "procedural", workers: int 
     network = ReconstructionNetwork(settings.reconstruction).to(data.device)
     perceptual = None
     if settings.reconstruction.losses.lpips > 0:
-        from geolrm.metrics.perceptual import load_lpips
+        from geolrm.metrics.perceptual import Lpips
 
-        perceptual = load_lpips("vgg").to(data.device)
+        perceptual = Lpips("vgg").to(data.device)
     stage = ReconstructionStage(network, settings.reconstruction, proposal.to(data.device), perceptual)
     facts = data.facts(stage) | {"proposal_sha256": record["sha256"]}
     train(stage, data.training, data.validation, data.results / stage.name, facts, workers=workers)

@@ -24,7 +24,7 @@ def _affinity(probability: Tensor, target: Tensor) -> Tensor:
     precision = hit / (probability.sum() + EPSILON)
     recall = hit / (target.sum() + EPSILON)
     specificity = ((1 - probability) * (1 - target)).sum() / ((1 - target).sum() + EPSILON)
-    return -sum(torch.log(term.clamp(min=EPSILON)) for term in (precision, recall, specificity))
+    return -torch.stack([precision, recall, specificity]).clamp(min=EPSILON).log().sum()
 
 
 def occupancy_losses(logits: Tensor, target: Tensor) -> dict[str, Tensor]:

@@ -156,6 +156,7 @@ class ReconstructionStage(Stage[Drawn]):
     """
 
     name = "reconstruction"
+    config: Reconstruction
 
     def __init__(
         self,
@@ -188,7 +189,7 @@ class ReconstructionStage(Stage[Drawn]):
         rendering = render(gaussians, targets.cameras, *targets.size, BACKGROUND)
         parts = rendering_losses(rendering, targets, BACKGROUND)
         if self.perceptual is not None and self.config.losses.lpips > 0:
-            parts["lpips"] = self.perceptual(rendering.colour, targets.composited(BACKGROUND)).mean()
+            parts["lpips"] = self.perceptual(rendering.colour.clamp(0, 1), targets.composited(BACKGROUND)).mean()
         weights = self.config.losses.model_dump()
         return torch.stack([weights[name] * value for name, value in parts.items()]).sum(), parts
 
