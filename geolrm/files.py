@@ -1,41 +1,70 @@
 """Files that are there whole or not at all, and the name of their content.
 
 In: a path, and what to write there. Out: the file under its name only once its bytes are on the disk. Convention: written
-beside its final place under a dotted temporary name, synced, renamed, the folder synced; on any error the temporary file is
-removed and what stood there before stays. Trade: a process killed while writing leaves a temporary file behind, which the next
-writer of the same name replaces. Verified by kills and by a disk that is full.
+beside its final place under a hidden temporary name that holds the process id (a writer thought dead but alive shares it
+with no successor), synced, renamed, the folder synced; on any error the temporary file is removed and what stood there
+before stays. Trade: two syncs a file; a writer that is killed leaves its temporary file, for the owner of the folder to
+sweep (`TEMPORARY`). Verified by killing writers at random moments and by filling a small file system.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+TEMPORARY = ".*.tmp"  # pattern of the names under which files are written
+
+
+class DiskFull(OSError):
+    """No room for a file; `strerror` names the file, the free space and the way out."""
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; when the block ends well it becomes `path`."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """A temporary path to write to; when the block ends well it becomes `path`.
+
+    Raises:
+        DiskFull: in place of the OSError of a full disk or quota.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+        sync_folder(path.parent)
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _disk_full(error.errno, path) from error
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+
+
+def _disk_full(number: int, path: Path) -> DiskFull:
+    free = shutil.disk_usage(path.parent).free
+    message = (
+        f"the disk is full: {free:,} bytes are free where {path} was being written; what was finished before is safe and "
+        "nothing of this file is left. Free some space and run the same command again: it goes on here"
+    )
+    return DiskFull(number, message, str(path))
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a small file whole or not at all."""
+    """Write a small file whole or not at all. Raises as `whole_file`."""
     with whole_file(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 

@@ -26,6 +26,7 @@ from urllib.parse import unquote, urlparse
 from tqdm import tqdm
 
 from geolrm.failures import BadInput
+from geolrm.files import sha256_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -114,16 +115,11 @@ class PlannedRun:
 
     def content(self) -> str:
         """Hash of all that the run and its children show, files by their bytes."""
-        files = [(_file_hash(file), file.name, folder) for file, folder in self.files]
-        images = [(key, step, [_file_hash(file) for file in strip]) for key, step, strip in self.images]
+        files = [(sha256_of(file), file.name, folder) for file, folder in self.files]
+        images = [(key, step, [sha256_of(file) for file in strip]) for key, step, strip in self.images]
         children = [child.content() for child in self.children]
         parts = (self.name, self.tags, self.params, self.metrics, files, images, self.rows, children)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _file_hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def plan_training(folder: Path, preset: str) -> PlannedRun:

@@ -39,6 +39,7 @@ from geolrm.data.raycast import SURFACE_POINTS, Open3DMissing, import_open3d, re
 from geolrm.data.reprojection import reprojection_error
 from geolrm.data.rig import FOV, RADIUS, view_roles
 from geolrm.failures import BadInput
+from geolrm.files import write_whole
 
 T = TypeVar("T")
 
@@ -285,9 +286,7 @@ def collect(pending: dict[Future[None], Job], tally: Tally, when: str) -> int:
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

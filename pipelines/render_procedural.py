@@ -27,6 +27,7 @@ from tqdm import tqdm
 from geolrm.config import Procedural, load_params
 from geolrm.data import object_tar, procedural
 from geolrm.failures import BadInput
+from geolrm.files import TEMPORARY, write_whole
 
 MANIFEST = "manifest.json"
 Device = Literal["cpu", "cuda"]
@@ -71,13 +72,11 @@ def _sweep_stale(settings: Procedural, folder: Path, device: Device) -> None:
     if not current:
         manifest.unlink(missing_ok=True)  # first: were we killed among the tars below, none of them would be trusted
     names = {f"{key}.tar" for key in keys(settings)} if current else set()
-    for path in [*folder.glob("*.tar"), *folder.glob(".*.tmp")]:
+    for path in [*folder.glob("*.tar"), *folder.glob(TEMPORARY)]:
         if path.name not in names:
             path.unlink()
     if not current:
-        temporary = folder / f".{MANIFEST}.tmp"
-        temporary.write_text(text)
-        temporary.replace(manifest)
+        write_whole(manifest, text)
 
 
 def _render_one(job: tuple[Procedural, str, Path, Device]) -> str:

@@ -35,8 +35,8 @@ from geolrm.data.shard_plan import (
     remember,
     remove_leftovers,
 )
-from geolrm.data.whole_file import DISK_FULL
 from geolrm.failures import BadInput
+from geolrm.files import DiskFull
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
@@ -123,9 +123,7 @@ def build_shards(jobs: list[ShardJob], workers: int, scheduler: str | None) -> l
                 job = futures[future]
                 try:
                     future.result()
-                except OSError as error:
-                    if error.errno not in DISK_FULL:
-                        raise
+                except DiskFull as error:
                     failures.append(f"{job.name}: {error.strerror}")
                 except KilledWorker as error:
                     failures.append(f"{job.name}: its worker died again and again, out of memory perhaps ({error})")
@@ -209,9 +207,7 @@ def main() -> int:
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
+    except DiskFull as error:
         print(f"error: {error.strerror}", file=sys.stderr)
         return 1
 

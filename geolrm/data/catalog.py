@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geolrm.data.whole_file import write_whole
 from geolrm.failures import BadInput
+from geolrm.files import write_whole
 
 if TYPE_CHECKING:  # the catalog is read and merged without torch
     from geolrm.data.shards import EncodedObject

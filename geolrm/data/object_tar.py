@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from geolrm.cameras import Cameras, from_gobjaverse, to_gobjaverse
 from geolrm.data.rig import TEST_VIEWS, VIEWS
 from geolrm.failures import BadInput
+from geolrm.files import whole_file
 from geolrm.views import Views
 
 INPUT_FOLDER = "campos_512_v4"
@@ -103,24 +104,11 @@ def write_object_tar(path: Path, obj: RenderedObject) -> None:
     Raises ValueError if the object lacks what the format needs, OSError if the disk refuses (nothing is left behind).
     """
     members = sorted(_members(obj))  # encoded before the file is opened: a bad object touches no disk
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-                for name, content in members:
-                    info = tarfile.TarInfo(name)
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with whole_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
 
 
 def _members(obj: RenderedObject) -> Iterator[tuple[str, bytes]]:

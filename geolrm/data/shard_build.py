@@ -24,7 +24,7 @@ import torch
 
 from geolrm.data.catalog import catalog_row, rows_to_parquet
 from geolrm.data.object_tar import RenderedObject, read_object_tar
-from geolrm.data.shard_plan import FORMAT_VERSION, ObjectTar, ShardJob, codec_versions, file_sha256
+from geolrm.data.shard_plan import FORMAT_VERSION, ObjectTar, ShardJob, codec_versions
 from geolrm.data.shards import (
     KEY,
     DistinctViews,
@@ -37,8 +37,8 @@ from geolrm.data.shards import (
     surface_from_depth,
     without_stray_depth,
 )
-from geolrm.data.whole_file import whole_file, write_whole
 from geolrm.failures import BadInput
+from geolrm.files import sha256_of, whole_file, write_whole
 
 DEPTH_SURFACE_RESOLUTION = 256  # points of a surface known from depth maps alone: at most one per voxel of this grid
 
@@ -62,7 +62,7 @@ def build_shard(job: ShardJob) -> dict[str, Any]:
     """Build a shard and return its stats.
 
     Raises:
-        OSError: from `whole_file` when the disk is full.
+        DiskFull: from `whole_file`.
     """
     torch.set_num_threads(1)  # one worker, one core: the parallelism is over shards
     torch.set_grad_enabled(False)
@@ -71,7 +71,7 @@ def build_shard(job: ShardJob) -> dict[str, Any]:
     dropped: list[dict[str, str]] = []
     member_bytes: Counter[str] = Counter()
     job.stats.unlink(missing_ok=True)  # from here until the new stats are written, the shard does not hold
-    with whole_file(job.tar) as file:
+    with whole_file(job.tar) as temporary, temporary.open("wb") as file:
         writer = ShardWriter(file)
         for item in job.objects:
             try:
@@ -109,7 +109,7 @@ def build_shard(job: ShardJob) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
-    write_whole(job.stats, json.dumps(stats, indent=1, sort_keys=True).encode())
+    write_whole(job.stats, json.dumps(stats, indent=1, sort_keys=True))
     return stats
 
 
@@ -167,4 +167,4 @@ def _kind(member: str) -> str:
 
 
 def _file_record(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": file_sha256(path)}
+    return {"size": path.stat().st_size, "sha256": sha256_of(path)}

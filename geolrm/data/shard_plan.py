@@ -18,13 +18,14 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from geolrm.config import Shard
-from geolrm.data.whole_file import DISK_FULL, write_whole
 from geolrm.failures import BadInput
+from geolrm.files import DiskFull, sha256_of, write_whole
 
 FORMAT_VERSION = 1  # raise it whenever the bytes of a shard change for the same input: every shard becomes stale
 DEFAULT_SPLIT = "train"  # of tars that name none, as GObjaverse's
@@ -104,7 +105,7 @@ class HashCache:
         if {name: known.get(name) for name in now} == now and ("split" in known) >= with_split:
             found = known
         else:
-            found = {**now, "sha256": file_sha256(path)}
+            found = {**now, "sha256": sha256_of(path)}
             if with_split:
                 found["split"] = split_of(path)
         self._seen[str(path)] = found
@@ -118,18 +119,9 @@ class HashCache:
     def save(self) -> None:
         """Write what was asked for since loading; the rest is forgotten. A full disk leaves the cache unwritten: it is only
         a saving, and whoever filled the disk hears of it from the shards."""
-        if self._seen == self._known:
-            return
-        try:
-            write_whole(self._path, json.dumps(self._seen, sort_keys=True, indent=0).encode())
-        except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if self._seen != self._known:
+            with suppress(DiskFull):
+                write_whole(self._path, json.dumps(self._seen, sort_keys=True, indent=0))
 
 
 def split_of(path: Path) -> str:
@@ -223,7 +215,7 @@ def remember(job: ShardJob, cache: HashCache) -> None:
 
 
 def remove_leftovers(folder: Path, jobs: Iterable[ShardJob]) -> list[Path]:
-    """Remove what belongs to no planned shard: partial files of killed writers, shards of other parameters."""
+    """Remove what belongs to no planned shard: temporary files of killed writers, shards of other parameters."""
     planned = {path for job in jobs for path in (job.tar, job.rows, job.stats)}
     leftovers = sorted(path for path in folder.iterdir() if path not in planned and path.is_file())
     for path in leftovers:

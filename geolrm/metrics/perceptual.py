@@ -10,7 +10,6 @@ Verified against the package's own call, by identity, symmetry and order, and by
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import warnings
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from geolrm.failures import BadInput
+from geolrm.files import sha256_of
 from geolrm.metrics.image import check_pictures
 
 Net = Literal["alex", "vgg"]
@@ -102,7 +102,7 @@ class Lpips(nn.Module):
         _load_backbone(self.network, net, file)
         self.network.requires_grad_(False)
         self.network.eval()
-        self.sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        self.sha256 = sha256_of(file)
 
     def forward(self, images: Tensor, truth: Tensor) -> Tensor:
         """Distances (V,) between pictures (V, 3, H, W) in [0, 1]. Raises ValueError outside that range."""

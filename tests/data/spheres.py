@@ -13,7 +13,7 @@ from geolrm.data.object_tar import RenderedObject, default_meta, write_object_ta
 from geolrm.data.rig import render_rig, test_rig
 from geolrm.data.shard_build import build_shard
 from geolrm.data.shard_plan import HashCache, find_objects, plan_shards
-from geolrm.data.whole_file import write_whole
+from geolrm.files import write_whole
 from geolrm.views import Views
 
 

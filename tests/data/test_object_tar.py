@@ -143,7 +143,7 @@ def test_nothing_is_left_of_a_write_that_failed(obj, tmp_path, monkeypatch):
 
     (tmp_path / "object.tar").write_bytes(b"the old one")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="the disk is full"):
         write_object_tar(tmp_path / "object.tar", obj)
     assert [path.name for path in tmp_path.iterdir()] == ["object.tar"]
     assert (tmp_path / "object.tar").read_bytes() == b"the old one"

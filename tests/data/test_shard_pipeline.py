@@ -127,7 +127,7 @@ def test_killed_at_any_moment_and_run_again_it_makes_the_same_bytes(undisturbed:
     folder = root / "spheres" / "smoke" / "shards"
     for moment in (0.0, 0.07, 0.2):  # seconds after a first sign of each stage of the work
         process = start(root)
-        wait_until(lambda: folder.exists() and any(name.endswith(".partial") for name in os.listdir(folder)), process)
+        wait_until(lambda: folder.exists() and any(name.endswith(".tmp") for name in os.listdir(folder)), process)
         time.sleep(moment)
         process.kill()
         process.communicate(timeout=30)
@@ -141,7 +141,7 @@ def test_a_killed_worker_is_replaced_and_its_shard_made_again(undisturbed: Path,
     root = copy_inputs(undisturbed, tmp_path)
     folder = root / "spheres" / "smoke" / "shards"
     process = start(root)
-    writer = re.compile(r"\.tar\.(\d+)\.partial$")
+    writer = re.compile(r"\.tar\.(\d+)\.tmp$")
     pids: list[int] = []
 
     def a_worker_writes() -> bool:
@@ -154,7 +154,7 @@ def test_a_killed_worker_is_replaced_and_its_shard_made_again(undisturbed: Path,
         os.kill(pids[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert not_partial(products_with_leftovers(root)) == products(undisturbed)
+    assert finished(products_with_leftovers(root)) == products(undisturbed)
 
 
 def products_with_leftovers(root: Path) -> dict[str, bytes]:
@@ -163,8 +163,8 @@ def products_with_leftovers(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in [*paths, home / "catalog.parquet"]}
 
 
-def not_partial(files: dict[str, bytes]) -> dict[str, bytes]:
-    return {name: data for name, data in files.items() if not name.endswith(".partial")}
+def finished(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in files.items() if not name.endswith(".tmp")}
 
 
 def wait_until(condition: object, process: subprocess.Popen[str], limit: float = 60) -> None:
@@ -287,7 +287,7 @@ def test_a_full_disk_is_named_loses_nothing_and_a_second_run_finishes(
     assert "the disk is full" in output
     assert "run the same command again" in output
     assert "Traceback" not in output
-    assert not [name for name in os.listdir(target) if name.endswith(".partial")]
+    assert not [name for name in os.listdir(target) if name.endswith(".tmp")]
     for path in target.glob("*.tar"):
         assert path.read_bytes() == whole[path.name]
     filler.unlink()
