@@ -11,15 +11,14 @@ file and the way out. Verified by comparing ranks, restarts, plain `webdataset`,
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,9 +30,6 @@ from geolrm.data.catalog import read_catalog
 from geolrm.data.rig import ORBIT_VIEWS, orbit_inputs
 from geolrm.failures import BadInput
 from geolrm.views import Views
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass
@@ -227,43 +223,13 @@ def stream(count: int, seed: int, start: int, stride: int = 1) -> Iterator[tuple
 
 
 def batches(
-    dataset: Sized, seed: int, batch: int, rank: int = 0, world: int = 1, start_step: int = 0
-) -> Iterator[tuple[int, list[int]]]:
-    """(step, indices of this rank's `batch` samples) from `start_step` on, without end.
+    count: int, seed: int, batch: int, rank: int = 0, world: int = 1, start_step: int = 0
+) -> Iterator[list[tuple[int, int]]]:
+    """(epoch, index) of this rank's `batch` samples out of `count`, for every step from `start_step` on, without end.
 
     The global batch of step s is the stream's places s * batch * world and following, the same set for 1 rank of batch 2 n
-    and 2 ranks of batch n; where an epoch ends inside a batch the next one begins. The epoch of a step's first sample is
-    `epoch_of`.
+    and 2 ranks of batch n; where an epoch ends inside a batch the next one begins.
     """
-    places = stream(len(dataset), seed, start_step * batch * world + rank, world)
-    step = start_step
+    places = stream(count, seed, start_step * batch * world + rank, world)
     while True:
-        yield step, [next(places)[1] for _ in range(batch)]
-        step += 1
-
-
-def epoch_of(dataset: Sized, step: int, batch: int, world: int = 1) -> int:
-    """The epoch in which the global batch of a step begins."""
-    return step * batch * world // len(dataset)
-
-
-def prefetched(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1, ahead: int = 4
-) -> Iterator[Result]:
-    """`function` of each item, in order, computed by background threads up to `ahead` items early.
-
-    An exception appears at its item's place. With the iterator's end or its closing the threads stop.
-    """
-    source = iter(items)
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[Result]] = deque()
-        try:
-            for item in source:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        yield list(itertools.islice(places, batch))

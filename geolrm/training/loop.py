@@ -15,6 +15,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -25,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from geolrm.config import Optimisation, Section
-from geolrm.data.loader import Sample, ShardDataset, stream
+from geolrm.data.loader import Sample, ShardDataset, batches
 from geolrm.failures import BadInput
 from geolrm.files import write_whole
 from geolrm.passport import passport
@@ -132,11 +133,10 @@ def _kept_lines(path: Path, first_step: int) -> str:
 def _loader(stage: Stage[Any], dataset: ShardDataset, first_step: int, workers: int) -> Iterator[list[Any]]:
     o = stage.optimisation
     size = o.batch * o.accumulate
-    places = stream(len(dataset), o.seed, first_step * size)
-    indices = [[next(places) for _ in range(size)] for _ in range(first_step, o.steps)]
+    indices = islice(batches(len(dataset), o.seed, size, start_step=first_step), o.steps - first_step)
     return iter(
         DataLoader(
-            _Drawn(dataset, stage), batch_sampler=indices, num_workers=workers, collate_fn=list, pin_memory=False
+            _Drawn(dataset, stage), batch_sampler=list(indices), num_workers=workers, collate_fn=list, pin_memory=False
         )
     )
 
