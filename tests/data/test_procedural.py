@@ -20,7 +20,7 @@ from geolrm.config import Procedural
 from geolrm.data import object_tar
 from geolrm.data.procedural import draw_object, primitives, procedural_object, render_scene
 from geolrm.data.procedural.primitives import Kind
-from geolrm.data.procedural.scene import Scene, Solid, draw_scene, fitted, scene_generator
+from geolrm.data.procedural.scene import BALL_RADIUS, Scene, Solid, draw_scene, fitted, scene_generator
 from geolrm.data.procedural.textures import Pattern, albedo, draw_texture
 from geolrm.data.rig import render_rig
 from geolrm.data.rig import test_rig as rig_of_tests
@@ -142,6 +142,21 @@ def test_surface_samples_are_area_uniform(kind):
         assert round_solid.sample_surface(16384, scene_generator(0, "a"))[2] == pytest.approx(
             primitives.area(kind, 0.0) * 0.09, rel=0.02
         )
+
+
+@pytest.mark.parametrize("number", [42, 45, 8, 32, 38])
+def test_every_depth_of_every_view_lies_in_the_ball_that_holds_the_object(number: int):
+    """Of objects with tori, whose quartic is where a root can go astray; one stray root spoils a depth map's range."""
+    obj = procedural_object(0, f"train-{number:05d}", 128, 1)
+    assert "+torus" in obj.meta["solids"]
+    for views in (obj.views, obj.test_views):
+        assert views is not None
+        assert views.depth is not None
+        origins, directions = views.cameras.rays(*views.size)
+        hit = views.depth > 0
+        distance = (origins + views.depth[..., None] * directions).norm(dim=-1)[hit]
+        assert len(distance) > 1000
+        assert distance.max() < BALL_RADIUS + 1e-3
 
 
 def test_torus_samples_are_denser_outside_than_inside_as_its_area_is():
