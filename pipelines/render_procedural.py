@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from geolrm.config import Procedural, load_params
 from geolrm.data import object_tar, procedural
+from geolrm.data.lighting import LIGHTING
 from geolrm.failures import BadInput
 from geolrm.files import TEMPORARY, write_whole
 
@@ -63,6 +64,7 @@ def _sweep_stale(settings: Procedural, folder: Path, device: Device) -> None:
     content = {
         "device": device,
         "generator_version": procedural.VERSION,
+        "lighting": LIGHTING,
         "resolution": settings.resolution,
         "seed": settings.seed,
         "supersampling": settings.supersampling,

@@ -1,9 +1,10 @@
 """The one fixed lighting of our own renders, procedural or scanned.
 
 In: surface normals. Out: the light that falls there. Convention: linear light relative to full white; fixed in the world, so
-that a point has one colour from wherever it is seen; Lambertian: linear colour = linear albedo times irradiance, clipped at 1,
-then the sRGB transfer function (IEC 61966-2-1). Trade: no shadows, no gloss, no inter-reflection, which keeps colour a
-function of the surface alone and costs no rays. Verified by the colours of the faces of a cube (tests/data/test_raycast.py).
+that a point has one colour from wherever it is seen; Lambertian: linear colour = linear albedo times irradiance, then the
+sRGB transfer function (IEC 61966-2-1). The brightest normal gets 0.999, so that white is never clipped and every normal of
+a white surface shows. Trade: no shadows, no gloss, no inter-reflection, which keeps colour a function of the surface alone
+and costs no rays. Verified by its range and by the colours of the faces of a cube (tests/data/test_raycast.py).
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LIGHTING = "sky-ground-two-lights-2"  # changes whenever a number below does: what was rendered otherwise is stale
-AMBIENT_SKY, AMBIENT_GROUND = 0.62, 0.34  # of a surface that looks straight up, straight down; linear in between
-LIGHTS = (((0.5, -0.35, 0.79), 0.5), ((-0.75, 0.5, 0.2), 0.18))  # directions towards the light, strengths
+LIGHTING = "sky-ground-two-lights-3"  # changes whenever a number below does: what was rendered otherwise is stale
+AMBIENT_SKY, AMBIENT_GROUND = 0.56, 0.31  # of a surface that looks straight up, straight down; linear in between
+LIGHTS = (((0.5, -0.35, 0.79), 0.46), ((-0.75, 0.5, 0.2), 0.16))  # directions towards the light, strengths
 
 
 def irradiance(normals: Tensor) -> Tensor:

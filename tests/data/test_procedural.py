@@ -24,6 +24,7 @@ from geolrm.data.procedural.scene import BALL_RADIUS, Scene, Solid, draw_scene, 
 from geolrm.data.procedural.textures import Pattern, albedo, draw_texture
 from geolrm.data.rig import render_rig
 from geolrm.data.rig import test_rig as rig_of_tests
+from pipelines import render_procedural
 from pipelines.render_procedural import MANIFEST, keys, render_objects
 
 REPOSITORY = Path(__file__).parents[2]
@@ -385,6 +386,12 @@ def test_changed_parameters_render_again_and_fewer_objects_remove_the_rest(tmp_p
     assert "train-00001.tar" not in bytes_in(tmp_path)
     assert render_objects(settings(train=1, seed=7), tmp_path, 1) == {"kept": 0, "rendered": 3}
     assert bytes_in(tmp_path)["val-00000.tar"] != before["val-00000.tar"]
+
+
+def test_another_light_renders_all_again(tmp_path, monkeypatch):
+    render_objects(settings(), tmp_path, 1)
+    monkeypatch.setattr(render_procedural, "LIGHTING", "another")
+    assert render_objects(settings(), tmp_path, 1) == {"kept": 0, "rendered": 4}
 
 
 def test_tars_without_a_manifest_are_not_trusted(tmp_path):

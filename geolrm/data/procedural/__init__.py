@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geolrm.cameras import Cameras
+from geolrm.data.lighting import LIGHTING
 from geolrm.data.object_tar import RenderedObject
 from geolrm.data.procedural.primitives import dot
 from geolrm.data.procedural.scene import BALL_RADIUS, Scene, draw_scene, large_enough, scene_generator
@@ -24,7 +25,7 @@ from geolrm.data.rig import render_rig, test_rig, view_roles
 from geolrm.failures import BadInput
 from geolrm.views import Views
 
-VERSION = 2  # of what is drawn and how it is rendered: raise it when either changes
+VERSION = 3  # of what is drawn and how it is rendered: raise it when either changes
 SURFACE_POINTS = 16384
 ATTEMPTS = 64
 RAYS_AT_ONCE = {"cpu": 1 << 15, "cuda": 1 << 23}
@@ -78,6 +79,7 @@ def _meta(seed: int, key: str, scene: Scene) -> dict[str, Any]:
         "surface": "closed form",
         "rig": "own",
         "generator_version": VERSION,
+        "lighting": LIGHTING,
         "solids": [("-" if solid.carves else "+") + solid.kind for solid in scene.solids],
         "textures": [solid.texture.pattern for solid in scene.solids],
     }
