@@ -107,7 +107,8 @@ def add_sweep(page: Page, results: Path, name: str, sweep: Record) -> None:
             parts.append(f"<h3>{escape(title)} · {len(group['objects'])} objects</h3>")
         parts += [*_group_parts(page, group, main), _notes(group, sweep["passport"])]
     parts.append(_pictures(results / "sweep" / name, rows, main))
-    parts.append(_objects_table(rows))
+    empty = {method for group in sweep["groups"].values() for method in group["empty_by_design"]}
+    parts.append(_objects_table(rows, empty))
     page.section(f"sweep-{name}", f"Sweep: {name}", parts)
 
 
@@ -147,7 +148,8 @@ def _means_table(group: Record, main: str) -> str:
             line = [words(method), Cell(views, int(views)), Cell(METRICS[HEADLINE].text(common), common)]
             for name in shown:
                 line.append(_estimate_cell(name, metrics.get(name), best[int(views), name]))
-            line.append(Cell(f"{ok}/{count}", ok / count, "" if ok == count else "bad"))
+            style = "" if ok == count or method in group["empty_by_design"] else "bad"
+            line.append(Cell(f"{ok}/{count}", ok / count, style))
             lines.append(("main" if method == main else "", line))
     common = len(group["common_objects"])
     note = (
@@ -216,7 +218,7 @@ def _notes(group: Record, passport: Record) -> str:
     return f'<div class="note">{"".join(parts)}</div>'
 
 
-def _objects_table(rows: list[Record]) -> str:
+def _objects_table(rows: list[Record], empty_by_design: set[str]) -> str:
     shown = [name for name in METRICS if any(row.get(name) is not None for row in rows)]
     heads = [*_heads("object", "data set", "method"), Cell("views"), *(Cell(escape(METRICS[n].label)) for n in shown)]
     heads += _heads("status")
@@ -230,7 +232,8 @@ def _objects_table(rows: list[Record]) -> str:
         ]
         cells += [Cell(METRICS[n].text(numbers(row).get(n)), numbers(row).get(n)) for n in shown]
         status = str(row["status"])
-        lines.append(("", [*cells, Cell(escape(status), style="text" if status == "ok" else "text bad")]))
+        fine = status == "ok" or row["method"] in empty_by_design
+        lines.append(("", [*cells, Cell(escape(status), style="text" if fine else "text bad")]))
     left = f" (the first {MOST_ROWS}; all of them are in rows.jsonl)" if len(rows) > MOST_ROWS else ""
     return f"<details><summary>Every object, {len(rows)} rows{left}</summary>{table(heads, lines)}</details>"
 

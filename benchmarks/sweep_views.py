@@ -50,7 +50,8 @@ METHOD_ERRORS = (RuntimeError, ValueError, ArithmeticError, LookupError, MemoryE
 class Arguments:
     """Sweep methods over the number of input views and write one result row per method, object and view count.
 
-    Whatever is not given comes from the section `sweep` of the params file.
+    Whatever is not given comes from the section `sweep` of the params file. Rows and artefacts of an earlier sweep that
+    neither that section nor this command asks for are removed; `--output` keeps sweeps apart.
     """
 
     params: Path = Path("params.yaml")
@@ -131,6 +132,7 @@ class DatasetSweep:
     perceptual: PerceptualMetrics
     device: torch.device
     dataset_hash: str
+    listed: Sweep | None = None  # the params file's section where the command line asks for others: its rows stay too
     dropped: dict[str, str] = field(default_factory=dict)
     _warm: set[tuple[str, int]] = field(default_factory=set)
 
@@ -199,15 +201,26 @@ class DatasetSweep:
             today = {**next(iter(passports.values())), **own}
         return identity(row["passport"]) == identity(today)
 
+    def asked(self, settings: Sweep) -> set[Key]:
+        """The rows that these settings ask for."""
+        keys = list(self.data.keys)[: settings.objects]
+        return {(method, key, views) for method in settings.methods for key in keys for views in settings.views}
+
     def kept(self, passports: dict[str, dict[str, Any]]) -> set[Key]:
-        """Drop stale rows from the file and say which of the rows need not be made."""
+        """Drop rows that nothing asks for or that are stale from the file, and say which of the rows need not be made."""
         rows = read_rows(self.rows_file)
-        held = [row for row in rows if self.holds(row, passports) and self._artefacts_there(row)]
+        wanted = self.asked(self.settings) | (self.asked(self.listed) if self.listed else set())
+        asked = [row for row in rows if key_of(row) in wanted]
+        held = [row for row in asked if self.holds(row, passports) and self._artefacts_there(row)]
         self.output.mkdir(parents=True, exist_ok=True)
         write_rows(self.rows_file, held)
+        for key in {key_of(row) for row in rows} - wanted:
+            shutil.rmtree(artefact_folder(self.output, *key), ignore_errors=True)
         if rows:
             print(
-                f"{self.rows_file}: {len(held)} rows hold, {len(rows) - len(held)} are stale and made anew", flush=True
+                f"{self.rows_file}: {len(held)} rows hold, {len(asked) - len(held)} are stale and made anew, "
+                f"{len(rows) - len(asked)} are asked for no more and removed",
+                flush=True,
             )
         return {key_of(row) for row in held}
 
@@ -234,14 +247,14 @@ class DatasetSweep:
         passports = {name: self.passport_of(name, method) for name, method in methods.items()}
         done = self.kept(passports)
         write_whole(self.output / "protocol.json", json.dumps(protocol(self.settings), indent=1) + "\n")
-        missing = {(m, key, v) for key in self.keys for v in self.settings.views for m in methods} - done
+        asked = self.asked(self.settings)
+        missing = asked - done
         with tqdm(total=len(missing), desc=f"sweep {self.name}", unit="row") as bar:
             for key in self.keys:
                 wanted = [(v, m) for v in self.settings.views for m in methods if (m, key, v) in missing]
                 for row in self._object_rows(key, wanted, methods) if wanted else ():
                     append_row(self.rows_file, row | {"passport": passports[row["method"]]})
                     bar.update()
-        asked = {(m, key, v) for m in methods for key in self.keys for v in self.settings.views}
         rows = [row for row in read_rows(self.rows_file) if key_of(row) in asked]
         write_whole(self.output / "metrics.json", metrics_json(rows))
         write_whole(self.output / "curve.csv", curve_csv(rows))
@@ -376,7 +389,8 @@ def report(sweep: DatasetSweep, rows: list[Row]) -> None:
 
 def sweep(arguments: Arguments) -> dict[str, list[Row]]:
     """Run what the arguments ask for; rows by data set."""
-    params = with_arguments(load_params(arguments.params), arguments)
+    listed = load_params(arguments.params)
+    params = with_arguments(listed, arguments)
     chosen = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(chosen)
     results = arguments.results or Path("results") / params.preset
@@ -389,7 +403,7 @@ def sweep(arguments: Arguments) -> dict[str, list[Row]]:
         print(f"inputs of {count:2d} views, positions on the orbit: {' '.join(map(str, orbit_inputs(count)))}")
     made = {}
     for name, (data, dataset_hash) in opened.items():
-        one = DatasetSweep(name, data, params, results, output / name, perceptual, device, dataset_hash)
+        one = DatasetSweep(name, data, params, results, output / name, perceptual, device, dataset_hash, listed.sweep)
         made[name] = one.run()
         report(one, made[name])
     return made

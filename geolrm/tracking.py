@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -225,7 +226,7 @@ def _passport_tags(rows: list[Record]) -> dict[str, str]:
 
 
 def mean_metrics(rows: list[Record]) -> dict[str, float]:
-    """Means over objects of every metric that has a value, the number of objects, and how many did not end `ok`.
+    """Means over objects of every metric that has a value, the number of objects, and how many of each status.
 
     Where the true surface comes from a mesh for some objects and from depth for others, geometry is averaged apart and
     the name says which (`cd_sum/mesh`).
@@ -237,8 +238,9 @@ def mean_metrics(rows: list[Record]) -> dict[str, float]:
             apart = len(surfaces) > 1 and name.startswith(GEOMETRY)
             values.setdefault(f"{name}/{row.get('surface')}" if apart else name, []).append(value)
     means = {name: statistics.fmean(found) for name, found in sorted(values.items())}
-    failures = sum(row.get("status", "ok") != "ok" for row in rows)
-    return means | {"objects": float(len(rows)), "objects_not_ok": float(failures)}
+    statuses = Counter(str(row["status"]) for row in rows)
+    counts = {f"objects/{status}": float(count) for status, count in sorted(statuses.items())}
+    return means | {"objects": float(len(rows))} | counts
 
 
 def plan(results: Path) -> dict[str, list[PlannedRun]]:

@@ -173,7 +173,7 @@ def test_geometry_from_mesh_and_from_depth_is_never_averaged_together():
     assert means["cd_sum/mesh"] == rows[0]["cd_sum"]
     assert means["cd_sum/depth"] == rows[1]["cd_sum"]
     assert "cd_sum" not in means
-    assert means["objects_not_ok"] == 1
+    assert means["objects/failed"] == 1
 
 
 def test_content_changes_with_a_picture(tmp_path):

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 from benchmarks import sweep_views
+from benchmarks.artefacts import artefact_folder
 from benchmarks.methods import Method, NotApplicable
-from benchmarks.rows import FIELDS, IDENTITY, PASSPORT, append_row, check_row, read_rows
+from benchmarks.rows import FIELDS, IDENTITY, PASSPORT, append_row, check_row, key_of, read_rows
 from benchmarks.sweep_views import Arguments, DatasetSweep, check_apart, sweep, with_arguments
 from geolrm.cameras import Cameras
 from geolrm.config import load_params
@@ -145,7 +146,9 @@ def params(methods, views=(4,), objects=1, artefacts=0, **changes):
 def run(tmp_path, monkeypatch):
     """Run methods, given as functions or exceptions to raise on loading, over balls."""
 
-    def run(methods, data=None, checkpoint=None, perceptual=NO_LPIPS, dataset_hash="d", code=(), **settings):
+    def run(
+        methods, data=None, checkpoint=None, perceptual=NO_LPIPS, dataset_hash="d", code=(), listed=None, **settings
+    ):
         def load(name, context):
             if isinstance(methods[name], Exception):
                 raise methods[name]
@@ -156,7 +159,8 @@ def run(tmp_path, monkeypatch):
         data = data or Balls(BallSample("test-0"))
         whole = params(methods, **settings)
         device = torch.device("cpu")
-        return DatasetSweep("balls", data, whole, tmp_path, tmp_path / "sweep", perceptual, device, dataset_hash).run()
+        output = tmp_path / "sweep"
+        return DatasetSweep("balls", data, whole, tmp_path, output, perceptual, device, dataset_hash, listed).run()
 
     return run
 
@@ -269,6 +273,28 @@ def test_an_interrupted_sweep_makes_only_the_missing_rows(run, tmp_path):
     calls.clear()
     assert run({"white": nothing, "counted": counted}, views=(4, 8)) == rows
     assert not calls
+
+
+def test_rows_and_files_that_nothing_asks_for_are_removed_and_the_rest_is_not_made_again(run, tmp_path):
+    data, file = Balls(BallSample("test-0"), BallSample("test-1")), tmp_path / "sweep" / "rows.jsonl"
+    run({"white": nothing, "gone": nothing}, data, views=(4, 8), objects=2, artefacts=2)
+    before = {key_of(row): row for row in read_rows(file)}
+    assert len(before) == 8
+    data.read = 0
+    assert run({"white": nothing}, data, views=(8,), objects=1, artefacts=2) == [before["white", "test-0", 8]]
+    assert data.read == 0
+    assert read_rows(file) == [before["white", "test-0", 8]]
+    left = list((tmp_path / "sweep" / "artefacts").rglob("render.png"))
+    assert left == [artefact_folder(tmp_path / "sweep", "white", "test-0", 8) / "render.png"]
+
+
+def test_rows_that_the_params_file_asks_for_outlive_a_command_that_asks_for_others(run, tmp_path):
+    listed = params({"white": nothing, "other": nothing}, views=(4, 8)).sweep
+    run({"white": nothing, "other": nothing}, views=(4, 8))
+    assert len(run({"white": nothing}, views=(4, 16), listed=listed)) == 2
+    rows = read_rows(tmp_path / "sweep" / "rows.jsonl")
+    expected = {("white", 4), ("white", 8), ("white", 16), ("other", 4), ("other", 8)}
+    assert {(row["method"], row["views"]) for row in rows} == expected
 
 
 def test_a_finished_sweep_run_again_reads_no_object(run):
