@@ -66,7 +66,7 @@ def digest(content: Any) -> str:
 def code_hash(files: list[Path]) -> str:
     """Digest of the code that decides a score: what the library sees and renders by, the scorer, and `files` of a method."""
     library, here = Path(geolrm.__file__).parent, Path(__file__).parent
-    shared = [library / f"{name}.py" for name in ("cameras", "views", "gaussians", "occupancy", "meshing")]
+    shared = [library / f"{name}.py" for name in ("cameras", "views", "gaussians", "occupancy", "fusion", "meshing")]
     shared += [file for part in ("metrics", "model", "rendering") for file in sorted((library / part).glob("*.py"))]
     shared += [here / f"{name}.py" for name in ("measure", "scores")]
     return digest([[file.name, sha256_of(file)] for file in shared + files])

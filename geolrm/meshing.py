@@ -29,7 +29,6 @@ from geolrm.rendering import render
 RADIUS, FOV = 2.0, 39.6  # of the fusing cameras: object units, degrees
 TRUNCATION = 4  # voxels
 MIN_ALPHA, EMPTY_ALPHA = 0.5, 0.05  # a surface is above the one, free space below the other, the rest is unknown
-CHUNK = 2**15  # voxels at a time: what a processor's cache holds
 MIN_COMPONENT = 0.01  # of the largest component's area; smaller ones are floaters
 
 
@@ -150,22 +149,24 @@ def fuse(depth: Tensor, cameras: Cameras, resolution: int, truncation: float) ->
 
     Returns:
         distance (S, S, S) in [-1, 1] truncations, positive outside; weight (S, S, S), 0 where no view knows;
-        S = resolution + 2 * TRUNCATION.
+        S = resolution + 2 * TRUNCATION. On the CPU, as what marching cubes reads.
     """
+    from geolrm.fusion import average  # numba takes half a second to import
+    from geolrm.rendering.cpu import threads_of_torch
+
+    height, width = depth.shape[-2:]
     side = resolution + 2 * TRUNCATION
-    axis = (torch.arange(side, device=depth.device) - TRUNCATION + 0.5) / resolution - 0.5
-    distances, weights = [], []
-    for points in torch.cartesian_prod(axis, axis, axis).split(CHUNK):
-        total, weight = torch.zeros(len(points), device=depth.device), torch.zeros(len(points), device=depth.device)
-        for view in range(len(depth)):
-            seen, z = _look_up(points, depth[view, None], cameras[view])
-            signed = ((seen[0] - z) / truncation).clamp(max=1)
-            trust = ((signed + 1) * (TRUNCATION / (TRUNCATION - 1))).clamp(0, 1) * (seen[0] > 0)
-            total += signed.clamp(min=-1) * trust
-            weight += trust
-        distances.append(total / weight.clamp(min=1e-6))
-        weights.append(weight)
-    return torch.cat(distances).reshape(side, side, side), torch.cat(weights).reshape(side, side, side)
+    to_object = torch.eye(4, dtype=torch.float64) / resolution  # of voxel indices
+    to_object[:3, 3] = (0.5 - TRUNCATION) / resolution - 0.5
+    to_object[3, 3] = 1
+    pixels = cameras.pixel_intrinsics(height, width).double() @ cameras.world_to_camera.double()[:, :3]
+    projections = pixels.cpu() @ to_object
+    distance, weight = torch.empty(side, side, side), torch.empty(side, side, side)
+    maps = depth.detach().float().cpu().contiguous().numpy()
+    fall = np.float32(TRUNCATION / (TRUNCATION - 1))
+    with threads_of_torch():
+        average(maps, projections.numpy(), side, np.float32(truncation), fall, distance.numpy(), weight.numpy())
+    return distance, weight
 
 
 def _look_up(points: Tensor, maps: Tensor, camera: Cameras) -> tuple[Tensor, Tensor]:
@@ -182,11 +183,12 @@ def _zero_level(distance: Tensor, weight: Tensor, resolution: int) -> tuple[Tens
     """Vertices (N, 3) and faces (M, 3) where the distance crosses 0 between observed voxels."""
     from skimage.measure import marching_cubes
 
-    observed = (weight > 0).cpu().numpy()
-    cells = np.zeros_like(observed)  # scikit-image keeps a cell by the mask at its upper corner
-    whole = np.lib.stride_tricks.sliding_window_view(observed, (2, 2, 2)).all(axis=(-3, -2, -1))
-    cells[1:, 1:, 1:] = whole
-    values = distance.cpu().numpy()
+    observed = (weight > 0).numpy()
+    cells = np.zeros_like(observed)  # all eight corners; scikit-image keeps a cell by the mask at its upper corner
+    pairs = observed[1:] & observed[:-1]
+    squares = pairs[:, 1:] & pairs[:, :-1]
+    cells[1:, 1:, 1:] = squares[..., 1:] & squares[..., :-1]
+    values = distance.numpy()
     if not cells.any() or not (values[observed] < 0).any() or not (values[observed] > 0).any():
         return torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.int64)
     try:

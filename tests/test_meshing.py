@@ -11,9 +11,10 @@ import trimesh
 from torch import Tensor
 from torch.nn import functional as F
 
+from geolrm.cameras import Cameras
 from geolrm.failures import BadInput
 from geolrm.gaussians import Gaussians
-from geolrm.meshing import Mesh, gaussians_to_mesh
+from geolrm.meshing import TRUNCATION, Mesh, fibonacci_cameras, fuse, gaussians_to_mesh
 
 RESOLUTION = 64
 RING, TUBE = 0.32, 0.12  # of the torus
@@ -78,6 +79,51 @@ def test_gaussians_on_a_torus_become_that_torus_within_a_voxel() -> None:
     assert error.abs().quantile(0.99) < 1.5
     assert error.abs().mean() < 1.0
     assert trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy()).euler_number == 0  # the hole stays open
+
+
+def plain_fusion(depth: Tensor, cameras: Cameras, resolution: int, truncation: float) -> tuple[Tensor, Tensor]:
+    """What `fuse` says it does, every voxel projected by the cameras themselves, all in float64."""
+    side = resolution + 2 * TRUNCATION
+    axis = (torch.arange(side, dtype=torch.float64) - TRUNCATION + 0.5) / resolution - 0.5
+    points = torch.cartesian_prod(axis, axis, axis)
+    total, weight = torch.zeros(2, len(points), dtype=torch.float64)
+    height, width = depth.shape[-2:]
+    exact = Cameras(cameras.camera_to_world.double(), cameras.intrinsics.double())
+    for view in range(len(depth)):
+        uv, z = exact[view].project(points)
+        inside = ((uv >= 0) & (uv < 1)).all(dim=-1)
+        column, row = (uv * torch.tensor([width, height])).long().unbind(-1)
+        seen = torch.where(inside, depth[view].double()[torch.where(inside, row, 0), torch.where(inside, column, 0)], 0)
+        signed = ((seen - z) / truncation).clamp(max=1)
+        trust = ((signed + 1) * TRUNCATION / (TRUNCATION - 1)).clamp(0, 1) * (seen > 0)
+        total += signed.clamp(min=-1) * trust
+        weight += trust
+    return (total / weight.clamp(min=1e-6)).reshape(side, side, side), weight.reshape(side, side, side)
+
+
+def test_fused_depth_is_that_of_the_plain_definition() -> None:
+    cameras = fibonacci_cameras(7)
+    cameras = cameras[[0, 2, 3, 5, 6]]
+    noise = torch.rand(5, 40, 56, generator=torch.Generator().manual_seed(0))
+    depth = torch.where(noise < 0.1, 0.0, torch.where(noise > 0.9, math.inf, 1.6 + 0.8 * noise))
+    for found, expected in zip(fuse(depth, cameras, 30, 0.13), plain_fusion(depth, cameras, 30, 0.13), strict=True):
+        assert found.shape == expected.shape == (38, 38, 38)
+        apart = (found - expected).abs() > 1e-4
+        assert apart.float().mean() < 1e-4  # voxels that lie on the border of two pixels
+
+
+def test_fusion_does_not_hang_on_the_number_of_threads() -> None:
+    depth, cameras = torch.full((3, 16, 16), 1.9), fibonacci_cameras(3)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(fuse(depth, cameras, 20, 0.2))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
 
 def test_a_surface_that_touches_the_object_cube_is_closed() -> None:

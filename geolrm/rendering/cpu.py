@@ -489,7 +489,7 @@ def _project_backward(
 
 
 @contextmanager
-def _threads_of_torch() -> Iterator[None]:
+def threads_of_torch() -> Iterator[None]:
     """Run numba on as many threads as torch, and leave torch's number alone.
 
     The two share one OpenMP library, and numba's start sets the number for both: torch would go on with more threads than
@@ -523,7 +523,7 @@ class _Rasterize(torch.autograd.Function):
         rectangles = np.empty((views, count, 4), np.int32)
         tile_counts = np.empty((views, count), np.int64)
         m, c, o, s, q = arrays
-        with _threads_of_torch():
+        with threads_of_torch():
             _project(m, c, o, s, q, poses, intrinsics, height, width, records, rectangles, tile_counts)
         slot_starts = np.zeros(views * count + 1, np.int64)
         np.cumsum(tile_counts.reshape(-1), out=slot_starts[1:])
@@ -531,7 +531,7 @@ class _Rasterize(torch.autograd.Function):
         listed, slots = np.empty(slot_starts[-1], np.int32), np.empty(slot_starts[-1], np.int64)
         planes = np.empty((views, 5, height, width), np.float32)
         last = np.empty((views, height, width), np.float32)
-        with _threads_of_torch():
+        with threads_of_torch():
             _bin(records, rectangles, tile_counts, slot_starts, tiles_x, tiles_y, tile_starts, listed, slots)
             _composite(records, tile_starts, listed, tiles_x, tiles_y, planes, last)
         if any(ctx.needs_input_grad):
@@ -548,7 +548,7 @@ class _Rasterize(torch.autograd.Function):
         sums = np.empty((len(slots), SLOT), np.float32)
         v_planes = _array(v_outputs[0])
         v_m, v_c, v_o, v_s, v_q = (np.zeros_like(array) for array in (m, c, o, s, q))
-        with _threads_of_torch():
+        with threads_of_torch():
             _composite_backward(records, tile_starts, listed, slots, tiles_x, tiles_y, planes, last, v_planes, sums)
             _project_backward(
                 m, s, q, poses, intrinsics, height, width, records, slot_starts, sums, v_m, v_c, v_o, v_s, v_q
