@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from geolrm.gaussians import Gaussians
 from geolrm.metrics.image import error_map
+from geolrm.pictures import save_picture
 
 if TYPE_CHECKING:
     from geolrm.meshing import Mesh
@@ -46,21 +46,14 @@ def heat(error: Tensor) -> Tensor:
     return torch.cat([(3 * error / ERROR_WHITE - i).clamp(0, 1) for i in range(3)], dim=1)
 
 
-def save_picture(images: Tensor, path: Path) -> None:
-    """Write a grid of pictures (V, 3, H, W) in [0, 1] as PNG."""
-    pixels = (grid(images.detach().cpu().float()).clamp(0, 1) * 255).round().byte()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
-
-
 def save_artefacts(
     folder: Path, inputs: Tensor, renders: Tensor, truth: Tensor, gaussians: Gaussians, mesh: Mesh | None
 ) -> None:
     """Write the files of one row; pictures are (V, 3, H, W) in [0, 1] on white."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_picture(inputs, folder / "input.png")
-    save_picture(truth, folder / "truth.png")
-    save_picture(renders, folder / "render.png")
-    save_picture(heat(error_map(renders, truth)), folder / "error.png")
+    pictures = {"input": inputs, "truth": truth, "render": renders, "error": heat(error_map(renders, truth))}
+    for name, views in pictures.items():
+        save_picture(grid(views), folder / f"{name}.png")
     gaussians.save_ply(folder / "gaussians.ply")
     if mesh is not None and len(mesh.faces):
         mesh.save_glb(folder / "mesh.glb")

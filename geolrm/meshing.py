@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geolrm.cameras import Cameras, intrinsics_from_fov, look_at
+from geolrm.data.lighting import srgb_to_linear
 from geolrm.failures import BadInput
 from geolrm.gaussians import Gaussians
 from geolrm.rendering import render
@@ -82,8 +83,7 @@ class Mesh:
         if not len(self.faces):
             raise BadInput("mesh_empty", path, "a mesh without triangles has no GLB")
         vertices = torch.stack([self.vertices[:, 0], self.vertices[:, 2], -self.vertices[:, 1]], dim=-1)
-        srgb = self.colours.double().clamp(0, 1)
-        linear = torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+        linear = srgb_to_linear(self.colours.double().clamp(0, 1))
         mesh = trimesh.Trimesh(
             vertices.numpy(), self.faces.numpy(), vertex_colors=(linear * 255).round().byte().numpy(), process=False
         )

@@ -25,10 +25,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
 import torch
 import tyro
-from PIL import Image
 from tqdm import tqdm
 
 from geolrm.config import Params, load_params
@@ -40,6 +38,7 @@ from geolrm.data.reprojection import reprojection_error
 from geolrm.data.rig import FOV, RADIUS, view_roles
 from geolrm.failures import BadInput
 from geolrm.files import write_whole
+from geolrm.pictures import save_picture
 
 T = TypeVar("T")
 
@@ -362,9 +361,8 @@ def write_sheet(folder: Path, keys: list[str], path: Path) -> None:
         if obj.test_views is not None:
             pictures += list(obj.test_views[[3, 8]].composited())
         rows.append(torch.cat(pictures, dim=2))
-    sheet = (torch.cat(rows, dim=1).movedim(0, -1).clamp(0, 1) * 255).round().byte().numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.ascontiguousarray(sheet)).save(path)
+    save_picture(torch.cat(rows, dim=1), path)
 
 
 def report(tally: Tally, folder: Path, seconds: float) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from geolrm.config import Proposal, Reconstruction, Section
 from geolrm.failures import BadInput
-from geolrm.files import sha256_of, sync_folder, whole_file, write_whole
+from geolrm.files import sha256_of, whole_file, write_whole
 from geolrm.model.geolrm import GeoLRM
 from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import ReconstructionNetwork
@@ -128,7 +128,6 @@ def save_resume_state(
     write_whole(temporary / "state.json", json.dumps({"step": step, **facts}, indent=1) + "\n")
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
-    sync_folder(parent)
     for other in parent.iterdir():
         if other != final:
             shutil.rmtree(other)

@@ -15,9 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from geolrm.cameras import Cameras
@@ -27,6 +25,7 @@ from geolrm.gaussians import Gaussians
 from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import ReconstructionNetwork
 from geolrm.occupancy import anchor_points
+from geolrm.pictures import save_picture
 from geolrm.rendering import render
 from geolrm.training.loop import Stage
 from geolrm.training.losses import occupancy_losses, rendering_losses
@@ -99,8 +98,7 @@ def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def _save_grid(rows: list[Tensor], path: Path) -> None:
     """Rows of pictures (3, H, W) in [0, 1], each row side by side, one PNG."""
-    grid = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
-    Image.fromarray((grid.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy().astype(np.uint8)).save(path)
+    save_picture(torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2), path)
 
 
 class ProposalStage(Stage[Drawn]):
