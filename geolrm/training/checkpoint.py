@@ -3,7 +3,8 @@
 In: a network with its configuration, and during training the optimiser's moments and the step. Out: `checkpoint.safetensors` +
 `checkpoint.json` for users, `resume/step-NNNNNN/` for the next run of the same training. Convention: a file or folder is
 written under a temporary name, synced, and renamed, so that it is there whole or not at all; loading is strict and lists
-every missing, extra or mis-shaped tensor by name. Trade: one resume state is kept, the newest. Verified by bit-equal
+every missing, extra or mis-shaped tensor by name. Trade: one resume state is kept, the newest, and none beside a finished
+training's checkpoint. Verified by bit-equal
 continuation, by kills during writing, and by planted damage.
 """
 
@@ -126,11 +127,19 @@ def save_resume_state(
     moments = {f"{i}.{name}": tensor for i, entry in state.items() for name, tensor in entry.items()}
     _write_tensors(temporary / "optimiser.safetensors", moments)
     write_whole(temporary / "state.json", json.dumps({"step": step, **facts}, indent=1) + "\n")
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
+    temporary.rename(final)  # states of an earlier training are gone (`discard_resume_states`), so the name is free
     for other in parent.iterdir():
         if other != final:
             shutil.rmtree(other)
+
+
+def discard_resume_states(folder: Path) -> None:
+    """Remove all states of `folder` at once: killed within, either all of them are still there or none."""
+    gone = folder / ".resume.gone"
+    shutil.rmtree(gone, ignore_errors=True)
+    if (folder / "resume").exists():
+        (folder / "resume").rename(gone)
+        shutil.rmtree(gone)
 
 
 def newest_resume_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
