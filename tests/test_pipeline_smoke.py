@@ -112,7 +112,9 @@ def kill_while_training(root: Path, stage: str, after: int) -> int:
 
 
 @pytest.mark.slow
-def test_one_command_makes_everything_and_the_next_ones_no_more_than_they_must(clone: Path, tiny_params: Params) -> None:
+def test_one_command_makes_everything_and_the_next_ones_no_more_than_they_must(
+    clone: Path, tiny_params: Params
+) -> None:
     stages = ["render_procedural", "shard", "train_proposal", "train_reconstruction", "sweep", "report"]
     began = time.monotonic()
     assert stages_run(repro(clone)) == stages
