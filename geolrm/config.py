@@ -112,6 +112,14 @@ class Optimisation(Section):
         return self
 
 
+class OccupancyLossWeights(Section):
+    """Stage 1 losses (paper, 3.3): cross-entropy and the two terms of the scene-class affinity."""
+
+    bce: NotNegative
+    geometric: NotNegative
+    semantic: NotNegative
+
+
 class Proposal(Section):
     """Stage 1: images to occupancy."""
 
@@ -119,6 +127,7 @@ class Proposal(Section):
     transformer: Transformer
     coarse_resolution: Count  # tokens along each axis
     voxel_resolution: Count
+    losses: OccupancyLossWeights
     optimisation: Optimisation
 
     @model_validator(mode="after")
@@ -128,7 +137,7 @@ class Proposal(Section):
         return self
 
 
-class LossWeights(Section):
+class RenderingLossWeights(Section):
     """Stage 2 losses (paper, equations 10 to 13)."""
 
     mse: NotNegative
@@ -146,7 +155,7 @@ class Reconstruction(Section):
     gaussians_per_token: Count
     max_offset: Positive  # object units, along each axis, both ways
     max_scale: Positive  # object units
-    losses: LossWeights
+    losses: RenderingLossWeights
     optimisation: Optimisation
 
 

@@ -57,11 +57,10 @@ def attend_view(maps: list[Tensor], uv: Tensor, offsets: Tensor, weights: Tensor
     return total.unflatten(0, (-1, heads)).permute(0, 3, 1, 2).flatten(2)
 
 
-def average_views(sums: Tensor, logits: Tensor, visible: Tensor) -> Tensor:
-    """The outer sum of equation 3: sums (B, V, N, C), logits and visible (B, V, N) -> (B, N, C), zero where none sees."""
-    logits = logits.to(sums.dtype).masked_fill(~visible, torch.finfo(sums.dtype).min)
-    shares = logits.softmax(dim=1) * visible  # where no view sees, the softmax is uniform and the product zero: no NaN
-    return (sums * shares[..., None]).sum(dim=1)
+def view_shares(logits: Tensor, visible: Tensor) -> Tensor:
+    """Equation 3's weights of the views: logits and visible (B, V, N) -> (B, V, N), adding up to 1, or 0 where none sees."""
+    masked = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
+    return masked.softmax(dim=1) * visible  # where no view sees, the softmax is uniform and the product zero: no NaN
 
 
 class DeformableCrossAttention(nn.Module):
@@ -100,7 +99,9 @@ class DeformableCrossAttention(nn.Module):
         with torch.no_grad():
             self.offsets.bias.copy_(star.expand(-1, LEVELS, -1, -1).reshape(-1))
 
-    def forward(self, tokens: Tensor, features: tuple[Tensor, Tensor], uv: Tensor, visible: Tensor) -> Tensor:
+    def forward(
+        self, tokens: Tensor, features: tuple[Tensor, Tensor], uv: Tensor, visible: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Look at all views.
 
         Args:
@@ -110,7 +111,7 @@ class DeformableCrossAttention(nn.Module):
             visible: (B, V, N) bool.
 
         Returns:
-            (B, N, width).
+            (B, N, width), and the share of each view (B, V, N).
         """
         split = (self.heads, LEVELS, self.points)
         offsets = self.offsets(tokens).to(uv.dtype).unflatten(-1, (*split, 2)).transpose(1, 2)
@@ -123,4 +124,5 @@ class DeformableCrossAttention(nn.Module):
             ],
             dim=1,
         )
-        return self.output(average_views(sums, self.view_logit(sums)[..., 0], visible))
+        shares = view_shares(self.view_logit(sums)[..., 0], visible)
+        return self.output((sums * shares[..., None]).sum(dim=1)), shares

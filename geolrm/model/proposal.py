@@ -53,7 +53,7 @@ class ProposalNetwork(nn.Module):
             (B, R, R, R) logits, float32, indexed [x, y, z].
         """
         anchors = self.coarse_anchors(images.device).expand(len(images), -1, -1)
-        tokens = self.transformer(anchors, self.encoder(images, cameras), cameras)
+        tokens, _ = self.transformer(anchors, self.encoder(images, cameras), cameras)
         return self.fine_grid(self.upsampling(tokens).float())
 
     def coarse_anchors(self, device: torch.device | str) -> Tensor:

@@ -93,10 +93,12 @@ class Block(nn.Module):
         features: tuple[Tensor, Tensor],
         uv: Tensor,
         visible: Tensor,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (B, N, width) after the block, and the share that each view had in it (B, V, N)."""
         tokens = tokens + self.self_attention(self.self_norm(tokens), rotations)
-        tokens = tokens + self.cross_attention(self.cross_norm(tokens), features, uv, visible)
-        return tokens + self.feed_forward(self.feed_norm(tokens))
+        seen, shares = self.cross_attention(self.cross_norm(tokens), features, uv, visible)
+        tokens = tokens + seen
+        return tokens + self.feed_forward(self.feed_norm(tokens)), shares
 
 
 class GeometryTransformer(nn.Module):
@@ -114,12 +116,22 @@ class GeometryTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(settings, channels) for _ in range(settings.layers))
         self.norm = nn.RMSNorm(settings.width, eps=NORM_EPS)
 
-    def forward(self, anchors: Tensor, features: tuple[Tensor, Tensor], cameras: Cameras) -> Tensor:
-        """Anchors (B, N, 3) in object units, feature maps (B, V, channels, h, w), cameras (B, V) -> (B, N, width)."""
+    def forward(self, anchors: Tensor, features: tuple[Tensor, Tensor], cameras: Cameras) -> tuple[Tensor, Tensor]:
+        """Look at the pictures.
+
+        Args:
+            anchors: (B, N, 3) in object units.
+            features: low and high level, (B, V, channels, h, w).
+            cameras: (B, V).
+
+        Returns:
+            Tokens (B, N, width), and the share that each view had in the last block (B, V, N): how much the token trusts it.
+        """
         with torch.autocast(anchors.device.type, enabled=False):  # projections and angles stay fp32
             uv, visible = project_anchors(anchors, cameras)
             rotations = rope.rotations(anchors, self.head_width)
         tokens = self.token_input(anchors)
+        shares = visible.float()
         for block in self.blocks:
-            tokens = block(tokens, rotations, features, uv, visible)
-        return self.norm(tokens)
+            tokens, shares = block(tokens, rotations, features, uv, visible)
+        return self.norm(tokens), shares

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from geolrm.cameras import Cameras
-from geolrm.config import Optimisation, Proposal, Reconstruction
+from geolrm.config import Optimisation, Proposal, Reconstruction, Section
 from geolrm.data.loader import Sample
 from geolrm.failures import BadInput
 from geolrm.gaussians import Gaussians
@@ -92,6 +92,11 @@ def occupancy_scores(predicted: Tensor, truth: Tensor) -> dict[str, float]:
     }
 
 
+def _weighted_sum(parts: dict[str, Tensor], weights: Section) -> Tensor:
+    """The loss: each part times the weight of its name in params.yaml."""
+    return torch.stack([getattr(weights, name) * value for name, value in parts.items()]).sum()
+
+
 def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
@@ -106,6 +111,7 @@ class ProposalStage(Stage[Drawn]):
     """Stage 1 (paper, 3.3): binary cross-entropy and scene-class affinity against the occupancy label."""
 
     name = "proposal"
+    config: Proposal
 
     def __init__(self, network: ProposalNetwork, config: Proposal) -> None:
         self.network, self.config, self.optimisation = network, config, config.optimisation
@@ -118,8 +124,11 @@ class ProposalStage(Stage[Drawn]):
         count = input_count(self.optimisation, step)
         images, cameras = stack([item.views[:count] for item in items], self.device)
         target = torch.stack([item.occupancy for item in items]).to(self.device)
-        parts = occupancy_losses(self.network(images, cameras), target)
-        return torch.stack(list(parts.values())).sum(), parts
+        return self._compare(self.network(images, cameras), target)
+
+    def _compare(self, logits: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        parts = occupancy_losses(logits, target)
+        return _weighted_sum(parts, self.config.losses), parts
 
     def _logits(self, sample: Sample) -> Tensor:
         size = self.optimisation.image_size
@@ -130,8 +139,8 @@ class ProposalStage(Stage[Drawn]):
         rows = []
         for sample in samples:
             logits, truth = self._logits(sample), sample.occupancy[None].to(self.device)
-            loss = torch.stack(list(occupancy_losses(logits, truth).values())).sum().item()
-            rows.append({"loss": loss, **occupancy_scores(logits > 0, truth)})
+            loss, _ = self._compare(logits, truth)
+            rows.append({"loss": loss.item(), **occupancy_scores(logits > 0, truth)})
         return _mean(rows)
 
     def picture(self, sample: Sample, path: Path) -> None:
@@ -194,8 +203,7 @@ class ReconstructionStage(Stage[Drawn]):
         parts = rendering_losses(rendering, targets, BACKGROUND)
         if self.perceptual is not None and self.config.losses.lpips > 0:
             parts["lpips"] = self.perceptual(rendering.colour.clamp(0, 1), targets.composited(BACKGROUND)).mean()
-        weights = self.config.losses.model_dump()
-        return torch.stack([weights[name] * value for name, value in parts.items()]).sum(), parts
+        return _weighted_sum(parts, self.config.losses), parts
 
     def losses(self, items: list[Drawn], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         count = input_count(self.optimisation, step)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from geolrm.cameras import orbit
-from geolrm.model.deformable import DeformableCrossAttention, attend_view, average_views, project_anchors
+from geolrm.model.deformable import DeformableCrossAttention, attend_view, project_anchors, view_shares
 
 
 def cameras(count: int, batch: int = 1):
@@ -78,7 +78,7 @@ def scene():
 
 def test_the_layer_equals_a_loop_over_single_points(scene) -> None:
     layer = scene[0]
-    torch.testing.assert_close(layer(*scene[1:]), equation_3(*scene))
+    torch.testing.assert_close(layer(*scene[1:])[0], equation_3(*scene))
 
 
 def test_gradients_match_finite_differences(scene) -> None:
@@ -86,7 +86,7 @@ def test_gradients_match_finite_differences(scene) -> None:
     inputs = [t.detach().requires_grad_() for t in (tokens, *features, uv)]
 
     def output(tokens, low, high, uv):
-        return layer(tokens, (low, high), uv, visible)
+        return layer(tokens, (low, high), uv, visible)[0]
 
     assert torch.autograd.gradcheck(output, inputs, atol=1e-5, rtol=1e-4, fast_mode=True)
 
@@ -109,11 +109,12 @@ def test_a_point_outside_every_view_gets_exactly_zero_and_finite_gradients(scene
     weights = torch.full((2, 2, 6, 2, 3), 1 / 6, dtype=torch.float64)
     maps = [[layer.values(level[:, v]) for level in inputs[1:3]] for v in range(3)]
     sums = torch.stack([attend_view(maps[v], inputs[3][:, v], offsets, weights) for v in range(3)], dim=1)
-    averaged = average_views(sums, layer.view_logit(sums)[..., 0], visible)
+    shares = view_shares(layer.view_logit(sums)[..., 0], visible)
+    averaged = (sums * shares[..., None]).sum(dim=1)
     assert (averaged[0, 0] == 0).all()
     assert (averaged[visible.any(dim=1)] != 0).any(dim=-1).all()
 
-    result = layer(inputs[0], (inputs[1], inputs[2]), inputs[3], visible)
+    result, _ = layer(inputs[0], (inputs[1], inputs[2]), inputs[3], visible)
     torch.testing.assert_close(result[0, 0], layer.output.bias)
     for gradient in torch.autograd.grad(result.square().sum(), [*inputs, *layer.parameters()]):
         assert torch.isfinite(gradient).all()
@@ -121,18 +122,18 @@ def test_a_point_outside_every_view_gets_exactly_zero_and_finite_gradients(scene
 
 def test_a_view_that_does_not_see_the_point_has_no_say(scene) -> None:
     layer, tokens, features, uv, visible = scene
-    before = layer(tokens, features, uv, visible)
+    before, _ = layer(tokens, features, uv, visible)
     b, v, n = (~visible & visible.any(dim=1, keepdim=True)).nonzero()[0].tolist()
     uv = uv.clone()
     uv[b, v, n] = 0.5  # as if a mirror image behind the camera fell into the frame
-    torch.testing.assert_close(layer(tokens, features, uv, visible), before, atol=0, rtol=0)
+    torch.testing.assert_close(layer(tokens, features, uv, visible)[0], before, atol=0, rtol=0)
 
 
 def test_the_order_of_views_changes_nothing(scene) -> None:
     layer, tokens, features, uv, visible = scene
     order = [2, 0, 1]
-    swapped = layer(tokens, tuple(f[:, order] for f in features), uv[:, order], visible[:, order])
-    torch.testing.assert_close(swapped, layer(tokens, features, uv, visible))
+    swapped, _ = layer(tokens, tuple(f[:, order] for f in features), uv[:, order], visible[:, order])
+    torch.testing.assert_close(swapped, layer(tokens, features, uv, visible)[0])
 
 
 def test_points_behind_a_camera_or_outside_its_frame_are_not_visible() -> None:

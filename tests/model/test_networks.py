@@ -12,7 +12,7 @@ from geolrm.failures import BadInput
 from geolrm.gaussians import SH_C0
 from geolrm.model.geolrm import GeoLRM
 from geolrm.model.proposal import ProposalNetwork
-from geolrm.model.reconstruction import GaussianHead, ReconstructionNetwork
+from geolrm.model.reconstruction import GaussianHead, ReconstructionNetwork, picture_colours
 from geolrm.occupancy import voxel_centres
 from geolrm.views import Views
 
@@ -158,7 +158,7 @@ def test_offsets_reach_equally_far_both_ways_and_no_farther(anchors) -> None:
     torch.manual_seed(0)
     head = GaussianHead(RECONSTRUCTION)
     torch.nn.init.normal_(head.output.weight, std=50.0)
-    gaussians = head(torch.randn(9, 24), anchors[0])
+    gaussians = head(torch.randn(9, 24), anchors[0], pictures(3)[0], rig(3)[0], torch.full((3, 9), 1 / 3))
     offsets = gaussians.means - anchors[0].repeat_interleave(5, dim=0)
     limit = RECONSTRUCTION.max_offset
     assert offsets.max().item() == pytest.approx(limit, rel=1e-4)
@@ -173,7 +173,9 @@ def test_the_first_gaussians_cover_the_surface_between_anchors() -> None:
     torch.manual_seed(0)
     head = GaussianHead(RECONSTRUCTION)
     spacing = 64**-0.5
-    gaussians = head(torch.nn.functional.normalize(torch.randn(100, 24), dim=-1) * 24**0.5, torch.zeros(100, 3))
+    tokens = torch.nn.functional.normalize(torch.randn(100, 24), dim=-1) * 24**0.5
+    grey = torch.full((3, 3, 32, 32), 0.5)
+    gaussians = head(tokens, torch.zeros(100, 3), grey, rig(3)[0], torch.full((3, 100), 1 / 3))
     limit = min(spacing / 2, RECONSTRUCTION.max_offset)
     assert gaussians.means.abs().max() < limit
     assert gaussians.means.std(dim=0).min() > 0.2 * limit
@@ -182,6 +184,17 @@ def test_the_first_gaussians_cover_the_surface_between_anchors() -> None:
     assert gaussians.opacity_logits.sigmoid().mean().item() == pytest.approx(0.2, abs=0.02)
     assert (gaussians.sh_dc * SH_C0).abs().max() < 0.1
     torch.testing.assert_close(gaussians.quaternions.norm(dim=-1), torch.ones(500))
+
+
+def test_colours_start_from_what_the_trusted_pictures_show() -> None:
+    images = torch.tensor([0.1, 0.4, 0.8])[:, None, None, None].expand(3, 3, 32, 32)  # flat: one grey level a view
+    points, cameras = torch.zeros(4, 3), rig(3)[0]
+    shares = torch.tensor([[1.0, 0, 0.5, 0], [0, 1, 0.25, 0], [0, 0, 0.25, 0]])
+    seen = picture_colours(points, images, cameras, shares)
+    expected = torch.tensor([0.1, 0.4, 0.35, 0.5])  # the last is trusted to no view: grey
+    torch.testing.assert_close(seen, expected[:, None].expand(4, 3), atol=1e-5, rtol=0)
+    outside = picture_colours(points + 5, images, cameras, shares)
+    torch.testing.assert_close(outside, torch.full((4, 3), 0.5))
 
 
 @pytest.mark.parametrize("network", ["proposal", "reconstruction"])
