@@ -17,6 +17,7 @@ from typing import Any
 
 import safetensors
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -90,13 +91,14 @@ def load_model(path: Path | str) -> tuple[nn.Module, dict[str, Any]]:
     try:
         record = json.loads(side.read_text())
         config_type, network_type = NETWORKS[record["stage"]]
-        expected = record["sha256"]
+        config, expected = config_type.model_validate(record["config"]), record["sha256"]
     except FileNotFoundError as error:
         raise BadInput("checkpoint_missing", side, "no such file", "train the stage first: `dvc repro`") from error
-    except (json.JSONDecodeError, KeyError) as error:
-        raise BadInput("checkpoint_unreadable", side, f"no checkpoint record ({error})") from error
+    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise BadInput("checkpoint_unreadable", side, f"no checkpoint record ({first_line})") from error
     tensors = read_tensors(weights)
-    network = network_type(config_type.model_validate(record["config"]), pretrained=False)
+    network = network_type(config, pretrained=False)
     load_strictly(network, tensors, weights)
     if sha256_of(weights) != expected:
         raise BadInput("checkpoint_unreadable", weights, "its hash is not the one in checkpoint.json", "train again")

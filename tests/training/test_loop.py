@@ -239,7 +239,7 @@ def test_two_batches_of_one_accumulated_give_the_gradients_of_a_batch_of_two(
         gradients.append({name: p.grad for name, p in stage.network.named_parameters()})
     assert any(g.abs().max() > 1e-4 for g in gradients[0].values() if g is not None)
     for name, expected in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-3, atol=1e-6, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_the_learning_rate_warms_up_linearly_and_falls_as_a_cosine_to_zero(tiny_params: Params) -> None:
