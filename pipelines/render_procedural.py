@@ -133,4 +133,7 @@ def main(params: Path = Path("params.yaml"), workers: int | None = None, device:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    try:
+        tyro.cli(main)
+    except BadInput as error:
+        raise SystemExit(f"error: {error}") from error

@@ -6,6 +6,9 @@ import errno
 import hashlib
 import os
 import pickle
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +63,20 @@ def test_other_faults_of_a_disk_stay_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Input/output") as error, whole_file(tmp_path / "file"):
         raise OSError(errno.EIO, "Input/output error")
     assert not isinstance(error.value, DiskFull)
+
+
+def test_killed_while_writing_the_file_is_whole_and_its_leftover_can_be_swept(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    write_whole(file, "before")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from geolrm.files import whole_file\n"
+        "with whole_file(Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('hal'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code, str(file)], env=environment)
+    assert done.returncode == -signal.SIGKILL
+    assert file.read_text() == "before"
+    for leftover in tmp_path.glob(TEMPORARY):
+        leftover.unlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

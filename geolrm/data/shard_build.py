@@ -58,6 +58,7 @@ class StepTimes:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
+@torch.no_grad()
 def build_shard(job: ShardJob) -> dict[str, Any]:
     """Build a shard and return its stats.
 
@@ -65,7 +66,6 @@ def build_shard(job: ShardJob) -> dict[str, Any]:
         DiskFull: from `whole_file`.
     """
     torch.set_num_threads(1)  # one worker, one core: the parallelism is over shards
-    torch.set_grad_enabled(False)
     times, start = StepTimes(), time.perf_counter()
     rows: list[dict[str, Any]] = []
     dropped: list[dict[str, str]] = []

@@ -2,9 +2,10 @@
 
 In: posed pictures. Out: a logit for each voxel of the fine grid (R, R, R), indexed [x, y, z]; above zero is occupied. The
 tokens stand at the cell centres of a coarse dense grid and each is mapped linearly to the block of fine voxels inside its
-cell. Convention: cell centres of `occupancy.voxel_centres` on both grids, so that a block lies around its token (the public
-code puts coarse anchors on the cube's faces, up to 3.5 voxels from their blocks). Trade: a block knows the pictures only
-through its token's samples, which is what makes a dense grid affordable. Verified by planting a marker in one block.
+cell; a small network adds what each fine voxel's carving cues say (not in the paper, see carving.py). Convention: cell
+centres of `occupancy.voxel_centres` on both grids, so that a block lies around its token (the public code puts coarse anchors
+on the cube's faces, up to 3.5 voxels from their blocks). Trade: beside its cues, a block knows the pictures only through its
+token's samples, which is what makes a dense grid affordable. Verified by planting a marker in one block.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 
 from geolrm import config
 from geolrm.cameras import Cameras
+from geolrm.model.carving import CUES, carving_cues
 from geolrm.model.encoder import HierarchicalEncoder
 from geolrm.model.transformer import GeometryTransformer
 from geolrm.occupancy import voxel_centres
 
 EXPECTED_OCCUPANCY = 0.05  # share of occupied voxels (paper, 3.3): the untrained network starts from it
-INITIAL_SPREAD = 0.02  # of the upsampling weights, so that the first logits stay near that share
+CARVING_WIDTH = 32
+INITIAL_SPREAD = 0.02  # of the last weights, so that the first logits stay near that share
 
 
 class ProposalNetwork(nn.Module):
@@ -41,6 +44,9 @@ class ProposalNetwork(nn.Module):
         self.upsampling = nn.Linear(settings.transformer.width, self.block**3)
         nn.init.normal_(self.upsampling.weight, std=INITIAL_SPREAD)
         nn.init.constant_(self.upsampling.bias, math.log(EXPECTED_OCCUPANCY / (1 - EXPECTED_OCCUPANCY)))
+        cue_output = nn.Linear(CARVING_WIDTH, 1, bias=False)
+        nn.init.normal_(cue_output.weight, std=INITIAL_SPREAD)
+        self.carving = nn.Sequential(nn.Linear(CUES, CARVING_WIDTH), nn.SiLU(), cue_output)
 
     def forward(self, images: Tensor, cameras: Cameras) -> Tensor:
         """Predict occupancy.
@@ -54,14 +60,26 @@ class ProposalNetwork(nn.Module):
         """
         anchors = self.coarse_anchors(images.device).expand(len(images), -1, -1)
         tokens, _ = self.transformer(anchors, self.encoder(images, cameras), cameras)
-        return self.fine_grid(self.upsampling(tokens).float())
+        return self.fine_grid(self.upsampling(tokens).float()) + self.carved(images, cameras)
+
+    def carved(self, images: Tensor, cameras: Cameras) -> Tensor:
+        """(B, R, R, R) what the carving cues of each fine voxel add to its logit, float32."""
+        resolution = self.coarse * self.block
+        centres = _cell_centres(resolution, images.device)
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            cues = torch.stack([carving_cues(centres, images[b], cameras[b]) for b in range(len(images))])
+        return self.carving(cues).float().reshape(-1, resolution, resolution, resolution)
 
     def coarse_anchors(self, device: torch.device | str) -> Tensor:
         """(coarse^3, 3) cell centres in object units, z fastest."""
-        axis = torch.arange(self.coarse, device=device)
-        return voxel_centres(torch.cartesian_prod(axis, axis, axis), self.coarse)
+        return _cell_centres(self.coarse, device)
 
     def fine_grid(self, blocks: Tensor) -> Tensor:
         """Blocks (B, coarse^3, block^3), both x-major, to (B, R, R, R): voxel b i + a is entry a of token i on each axis."""
         n, b = self.coarse, self.block
         return blocks.reshape(-1, n, n, n, b, b, b).permute(0, 1, 4, 2, 5, 3, 6).reshape(-1, n * b, n * b, n * b)
+
+
+def _cell_centres(resolution: int, device: torch.device | str) -> Tensor:
+    axis = torch.arange(resolution, device=device)
+    return voxel_centres(torch.cartesian_prod(axis, axis, axis), resolution)

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geolrm import config
-from geolrm.cameras import NEAR, Cameras
+from geolrm.cameras import Cameras
 from geolrm.gaussians import SH_C0, Gaussians
+from geolrm.model.carving import look_up
 from geolrm.model.encoder import HierarchicalEncoder
 from geolrm.model.transformer import GeometryTransformer
 
@@ -101,11 +102,9 @@ def picture_colours(points: Tensor, images: Tensor, cameras: Cameras, shares: Te
     total, weight = points.new_zeros(len(points), 3), points.new_full((len(points), 1), 1e-6)
     total = total + 0.5 * weight
     for view in range(len(images)):  # one view at a time: the colours of all views at once would grow with V
-        uv, depth = cameras[view].project(points)
-        visible = (depth > NEAR) & (uv >= 0).all(dim=-1) & (uv <= 1).all(dim=-1)
-        colours = F.grid_sample(images[view, None], 2 * uv[None, None] - 1, padding_mode="border", align_corners=False)
-        share = (shares[view] * visible)[:, None]
-        total, weight = total + share * colours[0, :, 0].T, weight + share
+        colours, visible = look_up(points, images[view], cameras[view])
+        share = shares[view, :, None] * visible
+        total, weight = total + share * colours, weight + share
     return total / weight
 
 

@@ -3,7 +3,8 @@
 In: a network with its configuration, and during training the optimiser's moments and the step. Out: `checkpoint.safetensors` +
 `checkpoint.json` for users, `resume/step-NNNNNN/` for the next run of the same training. Convention: a file or folder is
 written under a temporary name, synced, and renamed, so that it is there whole or not at all; loading is strict and lists
-every missing, extra or mis-shaped tensor by name. Trade: one resume state is kept, the newest. Verified by bit-equal
+every missing, extra or mis-shaped tensor by name. Trade: one resume state is kept, the newest, and none beside a finished
+training's checkpoint. Verified by bit-equal
 continuation, by kills during writing, and by planted damage.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 
 import safetensors
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -89,13 +91,14 @@ def load_model(path: Path | str) -> tuple[nn.Module, dict[str, Any]]:
     try:
         record = json.loads(side.read_text())
         config_type, network_type = NETWORKS[record["stage"]]
-        expected = record["sha256"]
+        config, expected = config_type.model_validate(record["config"]), record["sha256"]
     except FileNotFoundError as error:
         raise BadInput("checkpoint_missing", side, "no such file", "train the stage first: `dvc repro`") from error
-    except (json.JSONDecodeError, KeyError) as error:
-        raise BadInput("checkpoint_unreadable", side, f"no checkpoint record ({error})") from error
+    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise BadInput("checkpoint_unreadable", side, f"no checkpoint record ({first_line})") from error
     tensors = read_tensors(weights)
-    network = network_type(config_type.model_validate(record["config"]), pretrained=False)
+    network = network_type(config, pretrained=False)
     load_strictly(network, tensors, weights)
     if sha256_of(weights) != expected:
         raise BadInput("checkpoint_unreadable", weights, "its hash is not the one in checkpoint.json", "train again")
@@ -126,11 +129,19 @@ def save_resume_state(
     moments = {f"{i}.{name}": tensor for i, entry in state.items() for name, tensor in entry.items()}
     _write_tensors(temporary / "optimiser.safetensors", moments)
     write_whole(temporary / "state.json", json.dumps({"step": step, **facts}, indent=1) + "\n")
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
+    temporary.rename(final)  # states of an earlier training are gone (`discard_resume_states`), so the name is free
     for other in parent.iterdir():
         if other != final:
             shutil.rmtree(other)
+
+
+def discard_resume_states(folder: Path) -> None:
+    """Remove all states of `folder` at once: killed within, either all of them are still there or none."""
+    gone = folder / ".resume.gone"
+    shutil.rmtree(gone, ignore_errors=True)
+    if (folder / "resume").exists():
+        (folder / "resume").rename(gone)
+        shutil.rmtree(gone)
 
 
 def newest_resume_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:

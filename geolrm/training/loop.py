@@ -30,7 +30,13 @@ from geolrm.data.loader import Sample, ShardDataset, batches
 from geolrm.failures import BadInput
 from geolrm.files import write_whole
 from geolrm.passport import passport
-from geolrm.training.checkpoint import load_resume_state, newest_resume_state, save_checkpoint, save_resume_state
+from geolrm.training.checkpoint import (
+    discard_resume_states,
+    load_resume_state,
+    newest_resume_state,
+    save_checkpoint,
+    save_resume_state,
+)
 
 Item = TypeVar("Item")
 
@@ -114,8 +120,6 @@ def _resume(stage: Stage[Any], folder: Path, optimiser: torch.optim.Optimizer, f
     step = int(record["step"])
     if {name: record.get(name) for name in facts} != facts:
         tqdm.write(f"{stage.name}: {state} belongs to other parameters or data: starting anew")
-        return 0
-    if step >= stage.optimisation.steps:
         return 0
     load_resume_state(state, stage.network, optimiser)
     tqdm.write(f"{stage.name}: going on after step {step} from {state}")
@@ -209,11 +213,12 @@ def train(
     device = next(stage.network.parameters()).device
     optimiser = make_optimiser(stage.network, o)
     first = _resume(stage, folder, optimiser, facts)
-    steps_file = folder / "steps.jsonl"
-    write_whole(steps_file, _kept_lines(steps_file, first))
     if first == 0:
+        discard_resume_states(folder)  # before the lines that they go with
         for leftover in (folder / "pictures").iterdir():
             leftover.unlink()
+    steps_file = folder / "steps.jsonl"
+    write_whole(steps_file, _kept_lines(steps_file, first))
     last = o.steps if stop_after is None else min(o.steps, stop_after)
     data = _loader(stage, dataset, first, workers)
     with steps_file.open("a") as log, tqdm(total=o.steps, initial=first, desc=stage.name, unit="step") as bar:
@@ -237,6 +242,7 @@ def train(
     if last == o.steps:
         facts = {"steps": o.steps, **facts, "passport": passport(seed=o.seed)}
         save_checkpoint(folder, stage.name, stage.network, stage.config, facts)
+        discard_resume_states(folder)  # done: started again, it trains anew
 
 
 def _validate(stage: Stage[Any], samples: list[Sample], folder: Path, step: int) -> dict[str, float]:

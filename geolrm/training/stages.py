@@ -21,6 +21,7 @@ from torch import Tensor
 from geolrm.cameras import Cameras
 from geolrm.config import Optimisation, Proposal, Reconstruction, Section
 from geolrm.data.loader import Sample
+from geolrm.failures import BadInput
 from geolrm.gaussians import Gaussians
 from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import ReconstructionNetwork
@@ -50,7 +51,10 @@ def _generator(*parts: object) -> random.Random:
 
 
 def draw_views(sample: Sample, optimisation: Optimisation, epoch: int) -> Drawn:
-    """`optimisation.views` of the object's views in random order, at the training size."""
+    """`optimisation.views` of the object's views in random order, at the training size. Raises BadInput `too_few_views`."""
+    if optimisation.views > len(sample.roles):
+        detail = f"{optimisation.views} views are to be drawn, it has {len(sample.roles)}"
+        raise BadInput("too_few_views", sample.key, detail, "lower optimisation.views of this stage")
     picked = _generator("views", optimisation.seed, epoch, sample.key).sample(
         range(len(sample.roles)), optimisation.views
     )
