@@ -57,7 +57,7 @@ class Arguments:
     params: Path = Path("params.yaml")
     """Params file; its preset names the folders of data and results."""
     dataset: tuple[str, ...] = ("procedural",)
-    """One or several data sets, folders of datasets/ that `geolrm.data` has sharded (their catalog.parquet must exist)."""
+    """One or several data sets, folders of datasets/ that `pipelines.shard` has sharded (their catalog.parquet must exist)."""
     views: tuple[int, ...] | None = None
     """Numbers of input views, 1 to 24, drawn at floor(24 i / V) from the orbit."""
     methods: tuple[str, ...] | None = None
@@ -66,6 +66,8 @@ class Arguments:
     """How many objects, the first of the split."""
     split: str | None = None
     """Which split of the data set."""
+    artefacts: int | None = None
+    """Of how many objects, the first of the split, pictures, splats and meshes are kept."""
     lpips: Literal["auto", "required"] | None = None
     """auto: go on without LPIPS where its weights are missing; required: stop."""
     weights: Path | None = None
@@ -355,7 +357,7 @@ class DatasetSweep:
 
 def with_arguments(params: Params, arguments: Arguments) -> Params:
     """The params with the section `sweep` as the command line asks for it; every value checked."""
-    asked = {name: getattr(arguments, name) for name in ("views", "methods", "objects", "split", "lpips")}
+    asked = {name: getattr(arguments, name) for name in ("views", "methods", "objects", "split", "artefacts", "lpips")}
     changes = {name: list(v) if isinstance(v, tuple) else v for name, v in asked.items() if v is not None}
     settings = Sweep.model_validate({**params.sweep.model_dump(), **changes})
     if wrong := [count for count in settings.views if count > ORBIT_VIEWS]:

@@ -1,14 +1,16 @@
-"""The README's results table, generated from committed summary files.
+"""The results tables of README and docs, generated from committed summary files.
 
-In: `docs/results/*.json` (summaries that `pipelines/report.py` wrote). Out: Markdown between two marker comments of the
-README; nobody types a number by hand. Convention: one table per sweep and group of objects, a row per method; foreground
-PSNR at every view count, the other metrics at the largest one. Trade: intervals and single objects stay in the report.
-`python -m benchmarks.tables` writes, with `--check` it only says whether the README is current. Verified by a round trip.
+In: `docs/results/*.json` (summaries that `pipelines/report.py` wrote). Out: Markdown between two marker comments of a page,
+the README unless another is named; nobody types a number by hand. Convention: one table per sweep and group of objects, a
+row per method; foreground PSNR at every view count, the other metrics at the largest one. Trade: intervals and single
+objects stay in the report. `python -m benchmarks.tables` writes, with `--check` it only says whether the page is current.
+Verified by a round trip.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from benchmarks.estimates import FORMAT, HEADLINE, METRICS
@@ -19,13 +21,15 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 BESIDE = ("ssim", "lpips_alex", "cd_sum", "fscore_0.1", "latency_s")  # shown at the largest view count
 
 
-def load_summaries(folder: Path) -> dict[str, Record]:
-    """The summaries among the JSON files of a folder, by file name; other kinds of results are left alone.
+def load_summaries(folder: Path, only: list[str] | None = None) -> dict[str, Record]:
+    """The summaries among the JSON files of a folder, or among those named `only`, by file name; other kinds are left alone.
 
-    Raises `BadInput` for a file that holds no JSON, or a summary of another version.
+    Raises `BadInput` for a file that is not there, holds no JSON, or a summary of another version.
     """
     summaries = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("*.json")) if only is None else [folder / name for name in only]:
+        if not path.exists():
+            raise BadInput("summary_missing", path, "no such file", "name a summary in that folder")
         try:
             content = json.loads(path.read_text())
         except ValueError as error:
@@ -57,13 +61,18 @@ def _mean(cells: Record, views: str, metric: str) -> float | None:
     return None if found is None else float(found["mean"])
 
 
-def markdown(summaries: dict[str, Record]) -> str:
-    """All tables, by name of the file that each comes from."""
+def markdown(summaries: dict[str, Record], place: str = "docs/results") -> str:
+    """All tables, by name of the file that each comes from; `place` is the files' folder as the page links to it."""
     lines: list[str] = []
     for source, summary in summaries.items():
         for sweep, found in summary["sweeps"].items():
             for name, group in found["groups"].items():
-                lines += [*_caption(source, summary, sweep, name, group, found), "", *group_table(group), ""]
+                lines += [
+                    *_caption(f"{place}/{source}", summary, sweep, name, group, found),
+                    "",
+                    *group_table(group),
+                    "",
+                ]
     return "\n".join(lines)
 
 
@@ -73,32 +82,39 @@ def _caption(source: str, summary: Record, sweep: str, name: str, group: Record,
     what = sweep if name == sweep else f"{sweep}: {name}"
     return [
         f"**{what}**, {len(group['objects'])} objects, preset `{summary['preset']}`, {devices}, commit `{commits}` "
-        f"([{source}](docs/results/{source})): foreground PSNR (dB) by number of input views; the other columns are at "
+        f"([{Path(source).name}]({source})): foreground PSNR (dB) by number of input views; the other columns are at "
         f"{group['views'][-1]} views."
     ]
 
 
-def spliced(readme: str, tables: str) -> str:
+def spliced(readme: str, tables: str, where: object = "README.md") -> str:
     """`readme` with `tables` between its markers. Raises `BadInput` where the markers are missing."""
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise BadInput("readme_markers", "README.md", f"no {BEGIN} ... {END}", "put both markers where the table goes")
+        raise BadInput("readme_markers", where, f"no {BEGIN} ... {END}", "put both markers where the table goes")
     return f"{before}{BEGIN}\n{tables.strip()}\n{END}{after}"
 
 
-def update_readme(readme: Path = Path("README.md"), results: Path = Path("docs/results"), check: bool = False) -> bool:
+def update_readme(
+    readme: Path = Path("README.md"),
+    results: Path = Path("docs/results"),
+    check: bool = False,
+    only: list[str] | None = None,
+) -> bool:
     """Write the results tables into the README, from every summary in `results`.
 
     Args:
         readme: the file with the two markers.
         results: folder of committed summary files.
+        only: names of the files to show; all by default.
         check: change nothing; the return value (and the exit status) says whether the README is current.
 
     Returns True where the README was current already.
     """
     text = readme.read_text()
-    current = spliced(text, markdown(load_summaries(results)))
+    place = Path(os.path.relpath(results, readme.parent)).as_posix()
+    current = spliced(text, markdown(load_summaries(results, only), place), readme)
     if current != text and not check:
         readme.write_text(current)
     return current == text
@@ -108,15 +124,21 @@ def main() -> None:
     """Command line of `update_readme`; with --check a README that is not current ends with status 1."""
     import tyro
 
-    def command(readme: Path = Path("README.md"), results: Path = Path("docs/results"), check: bool = False) -> int:
-        """Generate the README's results tables from committed summary files.
+    def command(
+        readme: Path = Path("README.md"),
+        results: Path = Path("docs/results"),
+        check: bool = False,
+        only: list[str] | None = None,
+    ) -> int:
+        """Generate the results tables of the README, or of another page, from committed summary files.
 
         Args:
             readme: the file with the two markers.
             results: folder of committed summary files (JSON).
+            only: names of the files to show; all by default.
             check: change nothing, and end with status 1 if the README is not current.
         """
-        current = update_readme(readme, results, check)
+        current = update_readme(readme, results, check, only)
         print("current" if current else "not current: run python -m benchmarks.tables" if check else "written")
         return int(check and not current)
 

@@ -157,8 +157,8 @@ def source_facts(options: Options) -> tuple[str, SourceFacts]:
     """Name and facts of the data set: what is known of it, where the command line does not say otherwise."""
     dataset = options.dataset or DEFAULT_DATASET[options.layout]
     if dataset is None or Path(dataset).name != dataset or dataset in (".", ".."):
-        remedy = "name the data set that the meshes belong to: --dataset NAME"
-        raise BadInput("dataset_name", options.input, f"data set {dataset!r} cannot name a folder", remedy)
+        wrong = "the layout names no data set" if dataset is None else f"data set {dataset!r} cannot name a folder"
+        raise BadInput("dataset_name", options.input, wrong, "say what the meshes are: --dataset NAME")
     known = KNOWN_DATASETS.get(dataset, SourceFacts(None, None, None, "z"))
     return dataset, SourceFacts(
         options.licence or known.licence,

@@ -52,3 +52,18 @@ def test_a_summary_of_another_version_is_refused(readme):
     (readme.parent / "docs" / "results" / "old.json").write_text('{"format": "geolrm-summary-0"}')
     with pytest.raises(BadInput, match="geolrm-summary-0"):
         update_readme(readme, readme.parent / "docs" / "results")
+
+
+def test_another_page_shows_the_summaries_it_names_and_links_to_them_from_where_it_lies(readme):
+    committed = readme.parent / "docs" / "results"
+    (committed / "other.json").write_text((committed / "smoke.json").read_text())
+    page = readme.parent / "docs" / "page.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
+    update_readme(page, committed, only=["other.json"])
+    assert "[other.json](results/other.json)" in page.read_text()
+    assert "smoke.json" not in page.read_text()
+
+
+def test_a_summary_that_is_named_and_not_there_is_refused(readme):
+    with pytest.raises(BadInput, match="summary_missing"):
+        update_readme(readme, readme.parent / "docs" / "results", only=["none.json"])
