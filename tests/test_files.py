@@ -22,9 +22,14 @@ def test_text_and_bytes_are_written_as_they_are(tmp_path: Path) -> None:
 
 def test_an_error_on_the_way_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
     write_whole(tmp_path / "file", "before")
-    with pytest.raises(OSError, match="full"), whole_file(tmp_path / "file") as temporary:
-        temporary.write_text("hal")
-        raise OSError(28, "the disk is full")
+
+    def fill_the_disk() -> None:
+        with whole_file(tmp_path / "file") as temporary:
+            temporary.write_text("hal")
+            raise OSError(28, "the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        fill_the_disk()
     assert (tmp_path / "file").read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

@@ -69,7 +69,7 @@ def test_killed_at_random_moments_it_ends_with_the_bytes_of_an_undisturbed_run(w
     assert "going on after step" in output
     assert (results / "checkpoint.safetensors").read_bytes() == expected
     assert [json.loads(line).get("loss") for line in (results / "steps.jsonl").read_text().splitlines()] == losses
-    assert not [path for path in results.rglob(".*")]
+    assert not list(results.rglob(".*"))
 
 
 @pytest.mark.parametrize(
