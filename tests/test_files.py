@@ -27,25 +27,10 @@ def test_a_file_appears_whole_and_replaces_what_was_there(tmp_path: Path) -> Non
     assert sha256_of(path) == hashlib.sha256(b"new").hexdigest()
 
 
-<<<<<<< HEAD
 def interrupted_write(path: Path) -> None:
     with whole_file(path) as temporary:
         temporary.write_text("half")
         raise KeyboardInterrupt
-=======
-def test_an_error_on_the_way_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
-    write_whole(tmp_path / "file", "before")
-
-    def fill_the_disk() -> None:
-        with whole_file(tmp_path / "file") as temporary:
-            temporary.write_text("hal")
-            raise OSError(28, "the disk is full")
-
-    with pytest.raises(OSError, match="full"):
-        fill_the_disk()
-    assert (tmp_path / "file").read_text() == "before"
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
->>>>>>> trainingtests
 
 
 def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
