@@ -193,6 +193,15 @@ class Params(Section):
     reconstruction: Reconstruction
     sweep: Sweep
 
+    @model_validator(mode="after")
+    def _labels_fit(self) -> Params:
+        if self.shard.voxel_resolution != self.proposal.voxel_resolution:
+            raise ValueError(
+                f"shard.voxel_resolution {self.shard.voxel_resolution} is the label of "
+                f"proposal.voxel_resolution {self.proposal.voxel_resolution}: they must be equal"
+            )
+        return self
+
 
 def _keys_at(path: tuple[str | int, ...]) -> list[str]:
     section: Any = Params

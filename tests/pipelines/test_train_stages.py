@@ -16,7 +16,7 @@ from tiny_training import changed
 from geolrm.config import Params
 
 REPOSITORY = Path(__file__).parents[2]
-STEPS = 30
+STEPS = 16
 
 
 def start(root: Path, stage: str) -> subprocess.Popen[str]:

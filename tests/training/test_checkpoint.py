@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     stage = make_stage(tiny_params, "proposal", seed=1)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="the disk is full"):
         save_checkpoint(saved / "proposal", "proposal", stage.network, stage.config, {})
     assert {path.name: path.read_bytes() for path in (saved / "proposal").iterdir()} == before
     load_model(saved / "proposal")
