@@ -27,7 +27,7 @@ from geolrm.model.encoder import HierarchicalEncoder
 from geolrm.model.transformer import GeometryTransformer
 
 PARTS = {"offset": 3, "opacity": 1, "scale": 3, "quaternion": 4, "colour": 3}
-INITIAL_OPACITY = 0.2
+INITIAL_OPACITY = 0.7
 COLOUR_MARGIN = 0.02  # pictures' colours are clamped this far from 0 and 1, where their logit would stiffen
 INITIAL_SPREAD = 0.01  # of the last layer's weights: the first Gaussians follow its bias
 
@@ -36,7 +36,7 @@ class GaussianHead(nn.Module):
     """Tokens to Gaussians.
 
     At first every token emits the same set: centres drawn within half an anchor spacing, standard deviations of half of
-    it, opacity 0.2, grey. The spacing is that of `max_anchors` points on one square unit of surface.
+    it, opacity 0.7, the pictures' colours. The spacing is that of `max_anchors` points on one square unit of surface.
     """
 
     def __init__(self, settings: config.Reconstruction) -> None:

@@ -23,11 +23,12 @@ from geolrm.config import Optimisation, Proposal, Reconstruction, Section
 from geolrm.data.loader import Sample
 from geolrm.failures import BadInput
 from geolrm.gaussians import Gaussians
+from geolrm.metrics.image import psnr, psnr_foreground
 from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import ReconstructionNetwork
 from geolrm.occupancy import anchor_points
 from geolrm.pictures import save_picture
-from geolrm.rendering import render
+from geolrm.rendering import Rendering, render
 from geolrm.training.loop import Stage
 from geolrm.training.losses import occupancy_losses, rendering_losses
 from geolrm.views import Views
@@ -195,13 +196,13 @@ class ReconstructionStage(Stage[Drawn]):
         count = min(self.config.max_anchors, min(int(grid.sum()) for grid in grids))
         return torch.stack([anchor_points(grid, count) for grid in grids]), len(empty)
 
-    def _compare(self, gaussians: Gaussians, targets: Views) -> tuple[Tensor, dict[str, Tensor]]:
+    def _compare(self, gaussians: Gaussians, targets: Views) -> tuple[Tensor, Rendering, dict[str, Tensor]]:
         targets = targets.to(self.device)
         rendering = render(gaussians, targets.cameras, *targets.size, BACKGROUND)
         parts = rendering_losses(rendering, targets, BACKGROUND)
         if self.perceptual is not None and self.config.losses.lpips > 0:
             parts["lpips"] = self.perceptual(rendering.colour.clamp(0, 1), targets.composited(BACKGROUND)).mean()
-        return _weighted_sum(parts, self.config.losses), parts
+        return _weighted_sum(parts, self.config.losses), rendering, parts
 
     def losses(self, items: list[Drawn], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         count = input_count(self.optimisation, step)
@@ -211,8 +212,8 @@ class ReconstructionStage(Stage[Drawn]):
             self._compare(gaussians, item.views[count:])
             for gaussians, item in zip(self.network(images, cameras, anchors), items, strict=True)
         ]
-        loss = torch.stack([one for one, _ in compared]).mean()
-        parts = {name: torch.stack([parts[name] for _, parts in compared]).mean() for name in compared[0][1]}
+        loss = torch.stack([one for one, _, _ in compared]).mean()
+        parts = {name: torch.stack([parts[name] for _, _, parts in compared]).mean() for name in compared[0][2]}
         return loss, parts | {"empty_proposals": torch.tensor(float(empty))}
 
     def _reconstruct(self, sample: Sample) -> tuple[Views, Gaussians, Views]:
@@ -228,9 +229,12 @@ class ReconstructionStage(Stage[Drawn]):
         rows = []
         for sample in samples:
             _, gaussians, targets = self._reconstruct(sample)
-            loss, parts = self._compare(gaussians, targets)
-            psnr = -10 * torch.log10(parts["mse"]).item()
-            rows.append({"loss": loss.item(), "psnr": psnr, **{f"loss/{n}": v.item() for n, v in parts.items()}})
+            loss, rendering, parts = self._compare(gaussians, targets)
+            images = rendering.colour.clamp(0, 1)
+            truth, foreground = targets.composited(BACKGROUND).to(self.device), targets.foreground.to(self.device)
+            scores = {"psnr": psnr(images, truth), "psnr_foreground": psnr_foreground(images, truth, foreground)}
+            row = {"loss": loss.item(), **{name: values.mean().item() for name, values in scores.items()}}
+            rows.append(row | {f"loss/{name}": value.item() for name, value in parts.items()})
         return _mean(rows)
 
     def picture(self, sample: Sample, path: Path) -> None:
