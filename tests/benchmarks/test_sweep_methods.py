@@ -111,8 +111,7 @@ def trained(tmp_path):
 
     torch.manual_seed(0)
     proposal, reconstruction = ProposalNetwork(PRESET.proposal), ReconstructionNetwork(PRESET.reconstruction)
-    last = [module for module in proposal.modules() if isinstance(module, torch.nn.Linear)][-1]
-    torch.nn.init.constant_(last.bias, 100.0)
+    torch.nn.init.constant_(proposal.upsampling.bias, 100.0)
     save_checkpoint(tmp_path / "proposal", "proposal", proposal, PRESET.proposal, {})
     save_checkpoint(tmp_path / "reconstruction", "reconstruction", reconstruction, PRESET.reconstruction, {})
     return tmp_path

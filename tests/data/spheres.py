@@ -74,6 +74,7 @@ def write_params(path: Path, **shard: float) -> Path:
     """The smoke params file with small shards, some of the section's values replaced."""
     params = yaml.safe_load((Path(__file__).parents[2] / "presets" / "smoke.yaml").read_text())
     params["shard"] |= {"voxel_resolution": 16, "objects_per_shard": 2, "surface_points": 100, "workers": 2} | shard
+    params["proposal"]["voxel_resolution"] = params["shard"]["voxel_resolution"]
     path.write_text(yaml.safe_dump(params))
     return path
 
