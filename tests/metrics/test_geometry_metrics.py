@@ -1,3 +1,5 @@
+"""Chamfer distance and F-score against closed forms."""
+
 import math
 
 import numpy as np

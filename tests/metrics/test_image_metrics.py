@@ -1,3 +1,5 @@
+"""Picture metrics against closed forms and the kept library."""
+
 import math
 
 import pytest

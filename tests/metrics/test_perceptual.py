@@ -1,3 +1,5 @@
+"""LPIPS: where its weights come from, and that it never runs without them."""
+
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
