@@ -4,7 +4,7 @@ In: points, pictures composited on white, cameras. Out: eight numbers a point: m
 the views show there, the whitest of them, and the share of the views that see it. A point on a surface shows like colours, a
 point in the open shows the white background in some view, and neither needs to be learned. Convention: a view sees a point
 in front of it and inside its frame; a point that no view sees has mean grey, deviation 0, whitest 0, share 0. Trade: not in
-the paper; a few bilinear reads a point, one view at a time, buy a third more occupancy IoU in a short training (LOG.md).
+the paper; a few bilinear reads a point, one view at a time, raise occupancy IoU from 0.32 to 0.38 in 300 steps (LOG.md).
 Verified on flat pictures and on points that no view sees.
 """
 

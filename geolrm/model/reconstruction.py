@@ -6,7 +6,7 @@ plus max_offset * tanh, the same reach both ways (the public code's sigmoid move
 max_scale * sigmoid; opacity and colour go through sigmoids; what is stored is the logit, the logarithm and the SH coefficient,
 computed from the raw numbers without a detour through the activated value. A Gaussian's colour starts from what the pictures
 show where its mean projects, averaged with the view weights of the last block, and the head adds to it (the paper decodes
-colour from the token alone: 1.3 dB less after 400 steps of the smoke preset, LOG.md). Trade: each Gaussian stays near its
+colour from the token alone: 1.3 dB less after 400 steps on true voxels, LOG.md). Trade: each Gaussian stays near its
 anchor, so a voxel that the proposal missed stays empty. Verified by bounds, symmetry, permutation of anchors, colours of flat
 pictures, and the first render's scale.
 """
