@@ -188,7 +188,7 @@ def passport(rows: list[Record]) -> Record:
 
 
 def summarise_training(steps: list[Record]) -> Record:
-    """One training stage: length, cost, and how far the validation loss fell (means of its first and last tenth)."""
+    """One training stage: length, cost, how far the validation loss fell (means over the first and last tenth of the steps)."""
     trained = [step for step in steps if "loss" in step]
     validated = [step for step in steps if "validation/loss" in step]
     seconds = sum(step.get("step_s", 0.0) for step in trained)
@@ -200,10 +200,10 @@ def summarise_training(steps: list[Record]) -> Record:
         "peak_memory_bytes": max((step.get("memory_bytes", 0) for step in trained), default=0),
     }
     if validated:
-        tenth = max(1, round(len(validated) / 10))
-        losses = [float(step["validation/loss"]) for step in validated]
-        summary["validation_loss_first_tenth"] = float(np.mean(losses[:tenth]))
-        summary["validation_loss_last_tenth"] = float(np.mean(losses[-tenth:]))
+        losses = {int(step["step"]): float(step["validation/loss"]) for step in validated}
+        early, late = 0.1 * summary["steps"], 0.9 * summary["steps"]  # step 0, the untrained network, is early
+        summary["validation_loss_first_tenth"] = float(np.mean([v for s, v in losses.items() if s <= early]))
+        summary["validation_loss_last_tenth"] = float(np.mean([v for s, v in losses.items() if s >= late]))
         summary["validation"] = {n: v for n, v in numbers(validated[-1]).items() if n.startswith("validation/")}
     return summary
 

@@ -1,11 +1,11 @@
 """The training loop that both stages share.
 
 In: a stage (what to draw, what to minimise, how to judge), a shard data set, `Optimisation` from params. Out: in the stage's
-folder `steps.jsonl` (one line a step, one line a validation), `pictures/`, a resume state every `checkpoint_every` steps and
-at the end `checkpoint.safetensors` + `.json`. Convention: everything random is a pure function of (seed, step) or (seed,
-epoch, key), so that a run stopped anywhere and started again takes the same next steps, bit for bit on a CPU. Trade: the
-lines after the newest resume state are taken back and their steps repeated. Verified by bit-equal continuation, by killing
-the process, and by a planted NaN.
+folder `steps.jsonl` (one line a step, one line a validation, the first of the untrained network), `pictures/`, a resume state
+every `checkpoint_every` steps and at the end `checkpoint.safetensors` + `.json`. Convention: everything random is a pure
+function of (seed, step) or (seed, epoch, key), so that a run stopped anywhere and started again takes the same next steps,
+bit for bit on a CPU. Trade: the lines after the newest resume state are taken back and their steps repeated. Verified by
+bit-equal continuation, by killing the process, and by a planted NaN.
 """
 
 from __future__ import annotations
@@ -223,6 +223,8 @@ def train(
     data = _loader(stage, dataset, first, workers)
     with steps_file.open("a") as log, tqdm(total=o.steps, initial=first, desc=stage.name, unit="step") as bar:
         stage.network.train()
+        if first == 0:  # where training starts from: the curve's first point is the untrained network
+            log.write(json.dumps({"step": 0, **_validate(stage, validation, folder, 0)}) + "\n")
         for step in range(first, last):
             began = time.perf_counter()
             items = next(data)

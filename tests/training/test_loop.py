@@ -115,7 +115,7 @@ def test_a_state_of_other_parameters_or_data_is_not_used_and_says_so(
     capsys.readouterr()
     run(make_stage(tiny_params, "proposal"), tiny_dataset, tmp_path, stop_after=1)
     assert "other parameters or data: starting anew" in "".join(capsys.readouterr())
-    assert [line["step"] for line in lines(tmp_path)] == [1]
+    assert [line["step"] for line in lines(tmp_path)] == [0, 1]
 
 
 def test_a_state_left_by_other_parameters_never_continues_another_trainings_lines(
@@ -271,7 +271,7 @@ def test_the_gradient_is_clipped_to_its_norm(tiny_params: Params, tiny_dataset: 
     run(stage, tiny_dataset, tmp_path, stop_after=1)
     norm = torch.stack([p.grad.norm() for p in stage.network.parameters() if p.grad is not None]).norm().item()
     assert norm == pytest.approx(0.01, rel=1e-3)
-    assert lines(tmp_path)[0]["gradient_norm"] > 0.01  # the line tells the norm before clipping
+    assert lines(tmp_path)[-1]["gradient_norm"] > 0.01  # the line tells the norm before clipping
 
 
 # --- what is written -------------------------------------------------------------------------------------------------
@@ -295,12 +295,12 @@ def test_every_step_and_every_validation_has_its_line(
         assert 0 <= line["data_wait_s"] <= line["step_s"]
         assert line["memory_bytes"] > 1e6
     judged = [line for line in written if "validation/loss" in line]
-    assert [line["step"] for line in judged] == [3]
+    assert [line["step"] for line in judged] == [0, 3]
     metrics = {"proposal": {"iou", "precision", "recall"}, "reconstruction": {"psnr"}}[name]
     assert {f"validation/{metric}" for metric in metrics} <= judged[0].keys()
 
 
-def test_the_last_step_is_validated_and_every_validation_leaves_its_picture(
+def test_the_untrained_network_and_the_last_step_are_validated_and_every_validation_leaves_its_picture(
     tiny_params: Params, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     params = changed(tiny_params, "proposal", steps=5, validate_every=2)
@@ -308,8 +308,8 @@ def test_the_last_step_is_validated_and_every_validation_leaves_its_picture(
     (tmp_path / "pictures" / "step-000009.png").write_bytes(b"of an earlier, longer run")
     run(make_stage(params, "proposal"), tiny_dataset, tmp_path)
     pictures = sorted((tmp_path / "pictures").iterdir())
-    assert [path.name for path in pictures] == ["step-000002.png", "step-000004.png", "step-000005.png"]
-    assert [line["step"] for line in lines(tmp_path) if "validation/loss" in line] == [2, 4, 5]
+    assert [path.name for path in pictures] == [f"step-{step:06d}.png" for step in (0, 2, 4, 5)]
+    assert [line["step"] for line in lines(tmp_path) if "validation/loss" in line] == [0, 2, 4, 5]
     with Image.open(pictures[0]) as picture:
         assert picture.convert("RGB").getextrema() != ((255, 255),) * 3
 
