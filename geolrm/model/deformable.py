@@ -30,6 +30,19 @@ def project_anchors(anchors: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
     return uv, visible
 
 
+def project_to_every_view(anchors: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
+    """The public code's projection: as `project_anchors`, but every view counts as seeing every point.
+
+    A point behind a camera appears as its mirror image; where the principal point is not centred, u is mirrored about it.
+    """
+    blender = (anchors[:, None] - cameras.positions[..., None, :]) @ cameras.rotations * anchors.new_tensor([1, -1, -1])
+    u, v, w = (blender @ cameras.intrinsics.transpose(-1, -2)).unbind(-1)
+    return torch.stack([1 - u / w, v / w], dim=-1), torch.ones_like(w, dtype=torch.bool)
+
+
+PROJECTIONS = {"seeing": project_anchors, "every": project_to_every_view}
+
+
 def attend_view(maps: list[Tensor], uv: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """One view's sum of equation 3.
 
