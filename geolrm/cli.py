@@ -12,12 +12,15 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from geolrm.config import load_params
 from geolrm.failures import BadInput
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).parent.parent
 
@@ -76,8 +79,7 @@ def diagnose() -> list[tuple[str, str, str]]:
         rows.append(("rendering", "missing", "on a CUDA device it needs gsplat: pip install -e '.[gpu]'"))
     else:
         rows.append(("rendering", "numba tiles on the CPU", "no CUDA device"))
-    rows.append(("deformable attention", "torch grid_sample", "the readable definition, on every device"))
-    rows.append(("token attention", "torch SDPA", "torch picks its fused kernel where it has one"))
+    rows.extend(_execution(torch.device("cuda" if cuda else "cpu")))
     rows.append(("mesh rendering", *_open3d()))
     rows.append(("mesh extraction", "torch TSDF + scikit-image", "marching cubes"))
     rows.extend(_lpips())
@@ -85,6 +87,23 @@ def diagnose() -> list[tuple[str, str, str]]:
     rows.append(("tracking", f"mlflow {version('mlflow')}", "sqlite:///mlflow.db"))
     rows.append(("pipeline", f"dvc {version('dvc')}", "dvc repro"))
     return rows
+
+
+def _execution(device: torch.device) -> list[tuple[str, str, str]]:
+    from geolrm.model.execution import missing_for_kernels, products_in_bfloat16
+
+    missing = missing_for_kernels(device)
+    low = products_in_bfloat16("auto", device)
+    kernels = (
+        ("torch grid_sample", f"the readable definition: {missing}")
+        if missing
+        else (f"triton {version('triton')}", "fused kernels: deformable attention, carving cues, colours")
+    )
+    return [
+        ("precision", "bf16 products" if low else "fp32", "what `precision: auto` means here"),
+        ("deformable attention", *kernels),
+        ("token attention", "torch SDPA", "fused in bf16" if low else "torch picks its fused kernel where it has one"),
+    ]
 
 
 def _open3d() -> tuple[str, str]:

@@ -23,6 +23,7 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1, strict=False)]
 Positive = Annotated[float, Field(gt=0, strict=False)]
 NotNegative = Annotated[float, Field(ge=0, strict=False)]
+Precision = Literal["auto", "bf16", "fp32"]  # of matrix products: bf16 where the device has it, or always, or never
 
 
 class Section(BaseModel):
@@ -119,6 +120,7 @@ class Optimisation(Section):
     validate_every: Count
     checkpoint_every: Count
     seed: int
+    precision: Precision = "auto"
 
     @model_validator(mode="after")
     def _inputs_fit(self) -> Optimisation:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geolrm.cameras import NEAR, Cameras
+from geolrm.model import execution
 
 CUES = 8
 
@@ -39,6 +40,8 @@ def carving_cues(points: Tensor, images: Tensor, cameras: Cameras) -> Tensor:
         (M, 8) float32, each about in [-1, 1]: mean colour, four times the deviation, whiteness stretched around 0.75,
         share of the views.
     """
+    if kernel := execution.kernel("pictures", points):
+        return kernel.carving_cues(points, images, cameras)
     total, squares = torch.zeros_like(points), torch.zeros_like(points)
     count, whitest = torch.zeros_like(points[:, :1]), torch.zeros_like(points[:, :1])
     for image, camera in zip(images, (cameras[v] for v in range(len(images))), strict=True):

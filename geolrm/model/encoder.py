@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import Dinov2Model
 
 PATCH = 14  # pixels a side of DINOv2's patches
+PICTURES_AT_ONCE = 8  # without gradients: enough to fill a GPU, and little memory beside the maps
 STRIDE = 4  # pixels a side of the low level's cells
 POSITION_IMAGE_SIZE = 518  # DINOv2's position embedding is a grid of 37 x 37 patches, interpolated to any other size
 PRETRAINED = "facebook/dinov2-base"
@@ -72,40 +73,49 @@ class HierarchicalEncoder(nn.Module):
             cameras: (B, V).
 
         Returns:
-            low (B, V, channels, H / 4, W / 4) and high (B, V, channels, H / 7, W / 7), after rounding H and W to the
-            nearest multiples of 4 and 14 (down, where `fit` is crop).
+            low (B, V, channels, H / 4, W / 4) and high (B, V, channels, H / 7, W / 7), the channels last in memory, after
+            rounding H and W to the nearest multiples of 4 and 14 (down, where `fit` is crop).
         """
         batch, count = images.shape[:2]
         if cameras.shape != (batch, count):
             raise ValueError(f"images of {(batch, count)} views but cameras of {tuple(cameras.shape)}")
         pictures = images.flatten(0, 1)
-        low, high = self._low_level(pictures, cameras), self._high_level(pictures)
+        flat = Cameras(cameras.camera_to_world.flatten(0, 1), cameras.intrinsics.flatten(0, 1))
+        size = len(pictures) if torch.is_grad_enabled() else PICTURES_AT_ONCE
+        parts = [slice(first, first + size) for first in range(0, len(pictures), size)]
+        low = torch.cat([_kept(self._low_level(pictures[part], flat[part])) for part in parts])
+        high = torch.cat([_kept(self._high_level(pictures[part])) for part in parts])
         return low.unflatten(0, (batch, count)), high.unflatten(0, (batch, count))
 
     def _low_level(self, pictures: Tensor, cameras: Cameras) -> Tensor:
         """Equation 2: RGB in [-1, 1] beside the Pluecker coordinates (unit direction, moment) of each pixel's ray."""
         pictures = self.fit(pictures, STRIDE)
         with torch.autocast(pictures.device.type, enabled=False):  # rays stay fp32
-            rays = self.rays(cameras, pictures.shape[-2], pictures.shape[-1]).flatten(0, 1)
+            rays = self.rays(cameras, pictures.shape[-2], pictures.shape[-1])
         colours = self.low_colour(pictures, self.mean, self.std)
-        return self.low_norm(self.low(torch.cat([colours, rays], dim=1)))
+        together = torch.cat([colours, rays], dim=1).contiguous(memory_format=torch.channels_last)
+        return self.low_norm(self.low(together))
 
     def _high_level(self, pictures: Tensor) -> Tensor:
         """Equation 1: DINOv2's patch tokens after its last norm, as a map, at twice the patch grid."""
         pictures = self.fit(pictures, PATCH)
         rows, columns = pictures.shape[-2] // PATCH, pictures.shape[-1] // PATCH
-        tokens = self.dinov2(pixel_values=imagenet(pictures, self.mean, self.std)).last_hidden_state[
-            :, 1:
-        ]  # without CLS
-        grid = tokens.transpose(1, 2).unflatten(2, (rows, columns))
+        tokens = self.dinov2(pixel_values=imagenet(pictures, self.mean, self.std)).last_hidden_state
+        grid = tokens[:, 1:].transpose(1, 2).unflatten(2, (rows, columns))  # without CLS
         return self.high_norm(self.high(grid))
+
+
+def _kept(features: Tensor) -> Tensor:
+    """A map in the type that matrix products run in, in which the networks read it."""
+    kind = features.device.type
+    return features.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else features
 
 
 class PixelNorm(nn.LayerNorm):
     """Layer normalisation over the channels of each pixel of (B, C, h, w)."""
 
     def forward(self, features: Tensor) -> Tensor:
-        return super().forward(features.movedim(1, -1)).movedim(-1, 1).contiguous()
+        return super().forward(features.movedim(1, -1)).movedim(-1, 1)
 
 
 NORMS = {"layer": (PixelNorm, True), "batch": (nn.BatchNorm2d, False)}  # and whether the convolution before has a bias

@@ -12,8 +12,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from geolrm.config import Precision
 from geolrm.failures import BadInput
 from geolrm.gaussians import Gaussians
+from geolrm.model.execution import in_precision
 from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import ReconstructionNetwork
 from geolrm.occupancy import anchor_points
@@ -29,12 +31,13 @@ class GeoLRM(nn.Module):
         self.reconstruction = reconstruction
 
     @torch.no_grad()
-    def reconstruct(self, views: Views, max_anchors: int | None = None) -> Gaussians:
+    def reconstruct(self, views: Views, max_anchors: int | None = None, precision: Precision = "auto") -> Gaussians:
         """Reconstruct one object.
 
         Args:
             views: V posed pictures, on any device.
             max_anchors: at most so many anchor points; None keeps the number of the training.
+            precision: of matrix products, see `geolrm.model.execution`; `fp32` takes some three times as long on a GPU.
 
         Returns:
             Gaussians on the model's device, empty where no voxel is occupied.
@@ -46,8 +49,9 @@ class GeoLRM(nn.Module):
             raise BadInput("no_views", views.key, "there is no picture to reconstruct from", "give at least one view")
         views = views.to(next(self.parameters()).device)
         images, cameras = views.composited()[None], views.cameras[None]
-        occupied = self.proposal(images, cameras)[0] > 0
-        anchors = anchor_points(occupied, max_anchors or self.reconstruction.max_anchors)
-        if len(anchors) == 0:
-            return Gaussians.empty(anchors.device)
-        return self.reconstruction(images, cameras, anchors[None])[0]
+        with in_precision(precision, images.device):
+            occupied = self.proposal(images, cameras)[0] > 0
+            anchors = anchor_points(occupied, max_anchors or self.reconstruction.max_anchors)
+            if len(anchors) == 0:
+                return Gaussians.empty(anchors.device)
+            return self.reconstruction(images, cameras, anchors[None])[0]

@@ -60,7 +60,9 @@ class ProposalNetwork(nn.Module):
         """
         anchors = self.coarse_anchors(images.device).expand(len(images), -1, -1)
         tokens, _ = self.transformer(anchors, self.encoder(images, cameras), cameras)
-        return self.fine_grid(self.upsampling(tokens).float()) + self.carved(images, cameras)
+        with torch.autocast(images.device.type, enabled=False):  # logits stay fp32
+            logits = self.fine_grid(self.upsampling(tokens.float()))
+        return logits + self.carved(images, cameras)
 
     def carved(self, images: Tensor, cameras: Cameras) -> Tensor:
         """(B, R, R, R) what the carving cues of each fine voxel add to its logit, float32."""

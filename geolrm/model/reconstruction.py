@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from geolrm import config
 from geolrm.cameras import Cameras
 from geolrm.gaussians import SH_C0, Gaussians
+from geolrm.model import execution
 from geolrm.model.carving import look_up
 from geolrm.model.encoder import HierarchicalEncoder
 from geolrm.model.transformer import GeometryTransformer
@@ -77,7 +78,7 @@ class GaussianHead(nn.Module):
             raw = self.output(F.silu(self.hidden(tokens.float()))).view(len(tokens) * self.count, -1)
         offset, opacity, scale, quaternion, colour = raw.split(list(PARTS.values()), dim=-1)
         means = anchors.repeat_interleave(self.count, dim=0) + self.max_offset * offset.tanh()  # equation 7
-        seen = picture_colours(means.detach(), images, cameras, shares.repeat_interleave(self.count, dim=1))
+        seen = picture_colours(means.detach(), images, cameras, shares)
         return Gaussians(
             means=means,
             sh_dc=0.5 / SH_C0 * (0.5 * (colour + torch.logit(seen, eps=COLOUR_MARGIN))).tanh(),  # SH of the sigmoid
@@ -94,16 +95,19 @@ def picture_colours(points: Tensor, images: Tensor, cameras: Cameras, shares: Te
         points: (M, 3) object units.
         images: (V, 3, H, W) in [0, 1].
         cameras: (V,).
-        shares: (V, M) weights of the views.
+        shares: (V, N) weights of the views, each for M / N points in a row.
 
     Returns:
         (M, 3) the weighted mean over the views that see the point, grey where none does.
     """
+    if not (torch.is_grad_enabled() and shares.requires_grad) and (kernel := execution.kernel("pictures", points)):
+        return kernel.picture_colours(points, images, cameras, shares)
+    group = len(points) // shares.shape[1]
     total, weight = points.new_zeros(len(points), 3), points.new_full((len(points), 1), 1e-6)
     total = total + 0.5 * weight
     for view in range(len(images)):  # one view at a time: the colours of all views at once would grow with V
         colours, visible = look_up(points, images[view], cameras[view])
-        share = shares[view, :, None] * visible
+        share = shares[view].repeat_interleave(group)[:, None] * visible
         total, weight = total + share * colours, weight + share
     return total / weight
 
@@ -135,4 +139,5 @@ class ReconstructionNetwork(nn.Module):
             B sets of N * gaussians_per_token Gaussians; those of anchor i start at i * gaussians_per_token.
         """
         tokens, shares = self.transformer(anchors, self.encoder(images, cameras), cameras)
-        return [self.head(tokens[b], anchors[b], images[b], cameras[b], shares[b]) for b in range(len(anchors))]
+        with torch.autocast(images.device.type, enabled=False):  # from the tokens on, all is fp32
+            return [self.head(tokens[b], anchors[b], images[b], cameras[b], shares[b]) for b in range(len(anchors))]

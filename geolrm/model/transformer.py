@@ -186,10 +186,12 @@ class GeometryTransformer(nn.Module):
         Returns:
             Tokens (B, N, width), and the share that each view had in the last block (B, V, N): how much the token trusts it.
         """
-        with torch.autocast(anchors.device.type, enabled=False):  # projections and angles stay fp32
+        with torch.autocast(
+            anchors.device.type, enabled=False
+        ):  # projections, angles and the stream of tokens stay fp32
             uv, visible = self.project(anchors, cameras)
             rotations = rope.rotations(anchors, self.head_width, self.positions)
-        tokens = self.token_input(anchors)
+            tokens = self.token_input(anchors)
         shares = visible.float()
         for block in self.blocks:
             tokens, shares = block(tokens, rotations, features, uv, visible)
