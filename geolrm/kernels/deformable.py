@@ -24,10 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 VALUE_BYTES = 192 * 2**20  # of projected maps at a time: five views of 512 px in bfloat16 at width 768
-ROWS = 64  # of a program of the forward pass: tokens times heads
-WARPS = 4
-TOKENS = 32  # of a program of the backward pass, one head
-WARPS_BACKWARD = 4
+ROWS, WARPS = 32, 2  # of a program of the forward pass: tokens times heads
+TOKENS, WARPS_BACKWARD = 16, 2  # of a program of the backward pass, one head
 LARGEST_MAP = 2**31  # elements of one view's value map: places within it are 32-bit integers
 UNSEEN = -1e30  # running maximum before the first view
 

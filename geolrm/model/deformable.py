@@ -170,7 +170,8 @@ class DeformableCrossAttention(nn.Module):
             (B, N, width), and the share of each view (B, V, N).
         """
         split = (self.heads, LEVELS, self.points)
-        offsets = self.offsets(tokens).to(uv.dtype).unflatten(-1, (*split, 2))
+        # the bias apart, in fp32: it is the star of whole pixels, whose rounding to bf16 would move far samples visibly
+        offsets = (F.linear(tokens, self.offsets.weight) + self.offsets.bias).to(uv.dtype).unflatten(-1, (*split, 2))
         weights = self.weights(tokens).to(uv.dtype).unflatten(-1, split)
         weights = weights.flatten(-2).softmax(dim=-1).view_as(weights)
         projection, bias, view_logit = self.values.weight.flatten(1), self.values.bias, self.view_logit.weight[0]

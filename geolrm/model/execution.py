@@ -3,7 +3,7 @@
 In: what the caller asks for, and what the machine has. Out: contexts to run a network in, and the choice of a kernel. Convention:
 in bfloat16 run matrix products, convolutions and attention's queries, keys and values; cameras, projections, RoPE angles,
 norms, softmax statistics, the Gaussian head, rasterizer and losses stay float32, as do all weights on disk and in memory
-(a weight is cast where it is used). `auto` is bfloat16 on a CUDA device that has it and float32 elsewhere. A kernel of
+(a weight is cast where it is used, unless `halve_weights` did so for good). `auto` is bfloat16 on a CUDA device that has it and float32 elsewhere. A kernel of
 `geolrm.kernels` stands in for its definition on CUDA where Triton is installed; without Triton, or without that folder, the
 definition runs everywhere. Trade: bfloat16 moves a logit near zero to the other side now and then, so that the proposed
 voxels differ a little between precisions. Verified by `tests/kernels` and measured by `benchmarks/speed/model.py`.
@@ -18,7 +18,7 @@ from functools import cache
 from types import ModuleType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from geolrm.config import Precision
 
@@ -39,6 +39,18 @@ def in_precision(precision: Precision, device: torch.device) -> torch.autocast:
     wanted = products_in_bfloat16(precision, device)
     # no cache of cast weights: it would hold a second copy of the model
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted, cache_enabled=False)
+
+
+def halve_weights(*networks: nn.Module) -> None:
+    """Keep in bfloat16 what bfloat16 products would cast at each use: the same numbers, half the memory, no way back.
+
+    For a model that is only used. Give it encoders and transformer blocks: the weights of their linear maps and
+    convolutions are cast, all but those of the views' softmax.
+    """
+    for network in networks:
+        for name, module in network.named_modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and not name.endswith("view_logit"):
+                module.weight.data = module.weight.data.to(torch.bfloat16)
 
 
 @contextlib.contextmanager

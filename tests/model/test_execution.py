@@ -98,3 +98,17 @@ def test_renders_in_bfloat16_are_those_of_float32_to_50_decibels(model: GeoLRM, 
 @pytest.mark.gpu
 def test_on_a_gpu_too_with_the_fused_kernels(model: GeoLRM, views) -> None:  # noqa: F811
     assert decibels(model.to("cuda"), views) > 50
+
+
+def test_halved_weights_give_the_same_gaussians_in_half_the_memory(model: GeoLRM, views) -> None:  # noqa: F811
+    plant(model, 1.0)
+    before = model.reconstruct(views, precision="bf16")
+
+    def bytes_of() -> int:
+        return sum(p.numel() * p.element_size() for p in model.reconstruction.transformer.parameters())
+
+    whole = bytes_of()
+    after = model.for_use_in_bfloat16().reconstruct(views, precision="bf16")
+    assert bytes_of() < 0.6 * whole
+    for a, b in zip(before.tensors, after.tensors, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=1e-3)
