@@ -16,7 +16,6 @@ from geolrm.failures import BadInput
 from geolrm.gaussians import Gaussians
 from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import ReconstructionNetwork
-from geolrm.occupancy import anchor_points
 from geolrm.views import Views
 
 
@@ -47,7 +46,7 @@ class GeoLRM(nn.Module):
         views = views.to(next(self.parameters()).device)
         images, cameras = views.composited()[None], views.cameras[None]
         occupied = self.proposal(images, cameras)[0] > 0
-        anchors = anchor_points(occupied, max_anchors or self.reconstruction.max_anchors)
+        anchors = self.reconstruction.anchors_of(occupied, max_anchors or self.reconstruction.max_anchors)
         if len(anchors) == 0:
             return Gaussians.empty(anchors.device)
         return self.reconstruction(images, cameras, anchors[None])[0]

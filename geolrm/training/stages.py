@@ -26,7 +26,6 @@ from geolrm.gaussians import Gaussians
 from geolrm.metrics.image import psnr, psnr_foreground
 from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import ReconstructionNetwork
-from geolrm.occupancy import anchor_points
 from geolrm.pictures import save_picture
 from geolrm.rendering import Rendering, render
 from geolrm.training.loop import Stage
@@ -168,6 +167,7 @@ class ReconstructionStage(Stage[Drawn]):
     """
 
     name = "reconstruction"
+    network: ReconstructionNetwork
     config: Reconstruction
 
     def __init__(
@@ -194,7 +194,7 @@ class ReconstructionStage(Stage[Drawn]):
         for i in empty:
             grids[i] = labels[i].to(self.device)
         count = min(self.config.max_anchors, min(int(grid.sum()) for grid in grids))
-        return torch.stack([anchor_points(grid, count) for grid in grids]), len(empty)
+        return torch.stack([self.network.anchors_of(grid, count) for grid in grids]), len(empty)
 
     def _compare(self, gaussians: Gaussians, targets: Views) -> tuple[Tensor, Rendering, dict[str, Tensor]]:
         targets = targets.to(self.device)
