@@ -12,6 +12,7 @@ names and shapes of all 920 published tensors.
 from __future__ import annotations
 
 import pickle
+import struct
 import sys
 from pathlib import Path
 
@@ -139,6 +140,10 @@ UNUSED = (
     ("embeddings.cls_token", "embeddings.mask_token", slice(1, None)),
 )
 IGNORED = "lpips."  # the training's LPIPS network, saved with it
+DAMAGED = (  # what torch's reader raises on files cut short or with bytes changed at random
+    *(pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError),
+    *(ValueError, LookupError, TypeError, AttributeError, AssertionError),
+)
 
 
 def _sources(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -205,7 +210,7 @@ def read_public(path: Path | str) -> tuple[dict[str, Tensor], list[str]]:
     else:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK"))
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        except DAMAGED as error:
             detail = str(error).strip().partition("\n")[0]
             remedy = (
                 "it is cut short, of another kind, or holds objects: save its `state_dict` alone where you trust it"
@@ -239,7 +244,12 @@ def load_released_checkpoint(
     return model.eval()
 
 
-def convert(source: Path, target: Path) -> tuple[list[str], list[str]]:
+def convert(
+    source: Path,
+    target: Path,
+    proposal: Proposal = PUBLISHED_PROPOSAL,
+    reconstruction: Reconstruction = PUBLISHED_RECONSTRUCTION,
+) -> tuple[list[str], list[str]]:
     """Write a public checkpoint as safetensors under its own names; what was written and what was ignored, by name.
 
     Raises:
@@ -248,8 +258,7 @@ def convert(source: Path, target: Path) -> tuple[list[str], list[str]]:
     tensors, ignored = read_public(source)
     with torch.device("meta"):
         expected = GeoLRM(
-            ProposalNetwork(PUBLISHED_PROPOSAL, pretrained=False),
-            ReconstructionNetwork(PUBLISHED_RECONSTRUCTION, pretrained=False),
+            ProposalNetwork(proposal, pretrained=False), ReconstructionNetwork(reconstruction, pretrained=False)
         )
     require_shapes(shapes_of(tensors), public_shapes(expected), source)
     write_tensors(target, tensors)
