@@ -185,10 +185,10 @@ def fill(network: nn.Module, tensors: dict[str, Tensor], where: object, part: st
     """Load public tensors. Raises `BadInput` naming every tensor that is missing, extra or of another shape."""
     require_shapes(shapes_of(tensors), public_shapes(network, part), where)
     own = network.state_dict()
-    filled = {
-        name: torch.cat([tensors[key].reshape(-1) for key in source]).reshape(own[name].shape)
-        for name, source in _all_sources(network, part).items()
-    }
+    filled = {}
+    for name, source in _all_sources(network, part).items():
+        parts = [tensors[key] for key in source]
+        filled[name] = (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(own[name].shape)
     network.load_state_dict(filled)
 
 
@@ -267,13 +267,13 @@ def convert(
 
 def main(arguments: list[str]) -> int:
     """`check FOLDER`: exit status 0 where every output of every parity fixture is reproduced."""
-    from geolrm.parity.check import check  # it stands above the model and is only wanted here
+    from geolrm.released.check import check  # it stands above the model and is only wanted here
 
     if len(arguments) != 2 or arguments[0] != "check":
         print("usage: python -m geolrm.model.released check FOLDER", file=sys.stderr)
         return 2
     try:
-        return 0 if check(Path(arguments[1])) else 1
+        return check(Path(arguments[1]))
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

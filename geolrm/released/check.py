@@ -28,7 +28,7 @@ from geolrm.cameras import OPENCV_TO_BLENDER, Cameras, intrinsics_from_fov, orbi
 from geolrm.config import Encoder, Transformer
 from geolrm.failures import BadInput
 from geolrm.model import rope
-from geolrm.model.deformable import LEVELS, DeformableCrossAttention, project_to_every_view
+from geolrm.model.deformable import LEVELS, DeformableCrossAttention, attend_view, project_to_every_view
 from geolrm.model.encoder import PATCH, HierarchicalEncoder, positions_by_factor, square_rays
 from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import PADDINGS, GaussianHead
@@ -43,9 +43,9 @@ from geolrm.model.released import (
 )
 from geolrm.model.transformer import GeometryTransformer
 from geolrm.occupancy import anchor_points
-from geolrm.parity import surroundings
+from geolrm.parity import TOLERANCE, Difference, compare, exit_status, table
+from geolrm.released import surroundings
 
-TOLERANCE = 1e-4
 INPUTS = re.compile(
     r"(sd|in)\..+|loss\.(depth_pred|depth_gt|rgb|mask)|occ\.(logits|target)|occgt\.(depth_z|c2ws|Ks)|lr\.stage2_steps"
 )
@@ -160,7 +160,8 @@ def encoder_outputs(fixture: Fixture) -> dict[str, Tensor]:
     maps = encoder(images, cameras)
     outputs["out.features"] = _flattened(maps)
     outputs["out.spatial_shapes"] = torch.tensor([level.shape[-2:] for level in maps])
-    outputs["out.features_bn_train_mode"] = _flattened(training(images, cameras))
+    with torch.enable_grad():  # as in training, where all pictures of a batch go through together
+        outputs["out.features_bn_train_mode"] = _flattened(training(images, cameras)).detach()
     rays = encoder.rays(cameras, *images.shape[-2:]).flatten(0, 1)
     for match in fixture.matches(r"mid\.ray_embedding_view(\d+)_every(\d+)"):
         view, step = map(int, match.groups())
@@ -216,14 +217,23 @@ def deformable_outputs(fixture: Fixture) -> dict[str, Tensor]:
     fill(layer, fixture.weights, fixture.path, "cross_attention")
     queries, places = fixture["in.query"], fixture["in.reference_points_cam"]
     features = _unflattened(fixture["in.value"], fixture["in.spatial_shapes"])
-    outputs: dict[str, Tensor] = {}
-    recorded(layer.offsets, outputs, "mid.raw_offsets_view0", lambda _, o: o.unflatten(-1, (heads, LEVELS, points, 2)))
-    recorded(layer.weights, outputs, "mid.attn_logits_view0", lambda _, o: o.unflatten(-1, (heads, LEVELS * points)))
-    recorded(layer.view_logit, outputs, "mid.per_view", lambda inputs, _: inputs[0])
-    cancelling = fixture["sd.cross_view_weight.bias"]
-    recorded(layer.view_logit, outputs, "mid.view_logits", lambda _, output: output + cancelling)
+    offsets = layer.offsets(queries).unflatten(-1, (heads, LEVELS, points, 2))
+    logits = layer.weights(queries).unflatten(-1, (heads, LEVELS * points))
+    weights = logits.softmax(dim=-1).unflatten(-1, (LEVELS, points))
+    maps = ([layer.values(level[:, view]) for level in features] for view in range(places.shape[1]))
+    parts = [
+        attend_view(values, places[:, view], offsets.transpose(1, 2), weights.transpose(1, 2))
+        for view, values in enumerate(maps)
+    ]
+    sums = torch.stack(parts, dim=1)
     seen, _ = layer(queries, features, places, torch.ones(places.shape[:-1], dtype=torch.bool))
-    return outputs | {"out": queries + seen}
+    return {
+        "mid.raw_offsets_view0": offsets,
+        "mid.attn_logits_view0": logits,
+        "mid.per_view": sums,
+        "mid.view_logits": layer.view_logit(sums) + fixture["sd.cross_view_weight.bias"],  # which cancels
+        "out": queries + seen,
+    }
 
 
 def head_outputs(fixture: Fixture) -> dict[str, Tensor]:
@@ -399,16 +409,6 @@ KINDS = (
 )
 
 
-def difference(computed: Tensor | None, expected: Tensor) -> float:
-    """Largest absolute difference; infinite where the shapes differ, something is not a number, or nothing was computed."""
-    if computed is None or computed.shape != expected.shape:
-        return float("inf")
-    if expected.numel() == 0:
-        return 0.0
-    worst = (computed.double() - expected.double()).abs().max().item()
-    return worst if worst == worst else float("inf")  # NaN is not equal to itself
-
-
 def read_fixture(path: Path) -> Fixture:
     """Raises `BadInput` for a file that is no safetensors file."""
     try:
@@ -419,18 +419,19 @@ def read_fixture(path: Path) -> Fixture:
 
 
 @torch.no_grad()
-def differences(fixture: Fixture) -> dict[str, float]:
-    """Output name to difference. Raises `BadInput` for a file of no known kind or without what it needs."""
+def differences(fixture: Fixture) -> list[Difference]:
+    """Of every output. Raises `BadInput` for a file of no known kind or without what it needs, else as `compare`."""
     compute, required = next((kind[1:] for kind in KINDS if kind[0] in fixture.tensors), KINDS[-1][1:])
     if not any(True for _ in fixture.matches(required)):
         detail = f"no tensor matches {required}: no output to compare, or a file of another kind"
         raise BadInput("fixture_unknown", fixture.path.name, detail)
-    computed = compute(fixture)
-    return {name: difference(computed.get(name), fixture[name]) for name in sorted(fixture.outputs)}
+    ours = compute(fixture)
+    recorded = {name: fixture[name] for name in sorted(fixture.outputs)}
+    return compare(fixture.path.name, {name: ours[name] for name in recorded if name in ours}, recorded)
 
 
-def check(folder: Path) -> bool:
-    """Print a table for every safetensors file of a folder; whether all outputs are within the tolerance.
+def check(folder: Path) -> int:
+    """Print a table of every safetensors file of a folder; exit status 0 where all of it is within the tolerance.
 
     Raises:
         BadInput: `fixtures_missing` where there is no such file.
@@ -438,18 +439,11 @@ def check(folder: Path) -> bool:
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise BadInput("fixtures_missing", folder, "no *.safetensors there", "name the folder of the parity fixtures")
-    failed, count = [], 0
+    found, failures = [], []
     for path in paths:
         try:
-            rows = differences(read_fixture(path))
+            found += differences(read_fixture(path))
         except (ValueError, KeyError, RuntimeError) as error:  # whatever a file holds, the others are still checked
-            print(f"{path.name:<44} FAILED: {type(error).__name__} {error}")
-            failed.append(path.name)
-            continue
-        for name, worst in rows.items():
-            verdict = "" if worst <= TOLERANCE else "  FAILED"
-            print(f"{path.name:<44} {name:<36} {worst:9.2e}{verdict}")
-            failed += [f"{path.name} {name}"] * (worst > TOLERANCE)
-        count += len(rows)
-    print(f"{count} outputs of {len(paths)} files, {len(failed)} failed, tolerance {TOLERANCE:g}")
-    return not failed
+            failures.append(f"{path.name} FAILED: {type(error).__name__} {error}")
+    print("\n".join([table(found), *failures]))
+    return 1 if failures else exit_status(found)
