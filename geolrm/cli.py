@@ -1,4 +1,4 @@
-"""The `geolrm` command: presets, the state of this machine, weights.
+"""The `geolrm` command: presets, the state of this machine, weights, checkpoints.
 
 In: a verb and its options. Out: what the verb says. Each verb is one function; stages of the pipeline are not verbs here but
 scripts in `pipelines/`, which DVC and people run alike. Verified by running each verb as a process.
@@ -128,9 +128,10 @@ def _lpips() -> list[tuple[str, str, str]]:
 
 
 @dataclass(frozen=True)
-class Fetch:
-    """Download weights once into the cache: LPIPS' backbones, as torchvision publishes them."""
+class Weights:
+    """Weights that are not trained here: fetch LPIPS' backbones once into the cache, as torchvision publishes them."""
 
+    verb: tyro.conf.Positional[Literal["fetch"]]
     what: tyro.conf.Positional[Literal["lpips"]]
 
     def run(self) -> None:
@@ -141,19 +142,30 @@ class Fetch:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Weights that are not trained here."""
+class Checkpoint:
+    """Rewrite the published GeoLRM checkpoint as safetensors, every tensor's name and shape checked."""
 
-    verb: Annotated[Fetch, tyro.conf.subcommand("fetch")]
+    verb: tyro.conf.Positional[Literal["convert"]]
+    source: tyro.conf.Positional[Path]
+    """Lightning checkpoint of the public code, or weights already converted."""
+    target: tyro.conf.Positional[Path]
+    """safetensors file to write; `geolrm.model.released.load_released_checkpoint` reads it."""
 
     def run(self) -> None:
-        self.verb.run()
+        from geolrm.model.released import UNUSED, convert
+
+        written, ignored = convert(self.source, self.target)
+        idle = [name for name in written if name.endswith(tuple(unused for _, unused, _ in UNUSED))]
+        print(f"{self.target}: {len(written)} tensors, {self.target.stat().st_size / 2**20:,.1f} MiB")
+        print(f"kept, but without a part in any result: {', '.join(idle)}")
+        print(f"left out (the training's LPIPS network): {', '.join(ignored) or 'nothing'}")
 
 
 Verb = (
     Annotated[Preset, tyro.conf.subcommand("preset")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     | Annotated[Weights, tyro.conf.subcommand("weights")]
+    | Annotated[Checkpoint, tyro.conf.subcommand("checkpoint")]
 )
 
 

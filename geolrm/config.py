@@ -73,9 +73,7 @@ class Encoder(Section):
     channels: Count  # of both feature maps
     fit: Literal["resize", "crop"] = "resize"  # pictures whose sides the strides do not divide
     position_embedding: Literal["size", "factor"] = "size"  # resized to the patches, or scaled by a factor
-    low_colour: Literal["signed", "imagenet"] = (
-        "signed"  # RGB of the low level: in [-1, 1], or by ImageNet's statistics
-    )
+    low_colour: Literal["signed", "imagenet"] = "signed"  # of the low level: in [-1, 1], or ImageNet's statistics
     rays: Literal["unit", "square"] = "unit"  # unit directions, or those of a square camera at unit depth
     norm: Literal["layer", "batch"] = "layer"  # of both feature maps
 

@@ -4,9 +4,9 @@ In: nothing but options; weights are drawn, cost does not depend on them. Out: a
 file of rows and passport, which `benchmarks/speed/model_report.py` turns into a table and plots. Convention: the whole is
 `GeoLRM.reconstruct`, pictures on the GPU to Gaussians, both encoders and both networks, in the order that a user runs it; the
 proposal is computed in full and then replaced by a sphere's voxels, so that the number of anchor points is what is asked for.
-`fast` is the default (bf16 products, fused kernels), `definition` the readable definitions in float32 without TF32. Each
-view count interleaves the two; times are CUDA events after warm-up. Memory is torch's, weights and pictures included: of
-the whole in a pass of its own, of a part while it runs. Trade: random weights, with sampling offsets, attention and the
+`fast` is the default (bf16 products, fused kernels) with halved weights, `definition` the readable definitions in float32
+without TF32. Each view count interleaves the two; times are CUDA events after warm-up. Memory is torch's, weights and pictures
+included, the other model moved away: of the whole in a pass of its own, of a part while it runs. Trade: random weights, with sampling offsets, attention and the
 Gaussian head drawn so wide that what the tokens say shows in the picture. Verified by its rows adding up: the parts of the
 fast whole leave less than a tenth unexplained, or the file says so.
 """
@@ -14,6 +14,7 @@ fast whole leave less than a tenth unexplained, or the file says so.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import statistics
 from collections.abc import Callable, Iterator
@@ -132,7 +133,7 @@ def parts_of(model: GeoLRM) -> dict[str, list[tuple[Any, str]]]:
     return {
         "proposal: encoder": [(proposal.encoder, "forward")],
         "proposal: transformer": [(proposal.transformer, "forward")],
-        "proposal: carving": [(proposal, "carved")],
+        "proposal: carving": [(proposal.carving, "carve")],
         "reconstruction: encoder": [(reconstruction.encoder, "forward")],
         "reconstruction: token attention": [(block.self_attention, "forward") for block in blocks],
         "reconstruction: cross-attention": [(block.cross_attention, "forward") for block in blocks],
@@ -206,35 +207,39 @@ def ninth_decile(values: list[float]) -> float:
     return sorted(values)[min(len(values) - 1, int(0.9 * len(values)))]
 
 
-def measure(
-    model: GeoLRM, views: Views, anchors: int, options: Options, definition: bool = True
-) -> list[dict[str, Any]]:
-    """Rows of the whole and of its parts, fast and by the definition."""
+def measure(models: dict[str, GeoLRM], views: Views, anchors: int, options: Options) -> list[dict[str, Any]]:
+    """Rows of the whole and of its parts, of each of the models: fast, by the definition, or both."""
+    device = views.colour.device
 
     def fast() -> Gaussians:
-        return model.reconstruct(views, anchors)
+        return models[FAST].reconstruct(views, anchors)
 
     def plain() -> Gaussians:
         with definitions_only():
-            return model.reconstruct(views, anchors, precision="fp32")
+            return models[DEFINITION].reconstruct(views, anchors, precision="fp32")
 
-    runs = {FAST: fast} | ({DEFINITION: plain} if definition else {})
+    runs = {name: {FAST: fast, DEFINITION: plain}[name] for name in models}
     rounds = {FAST: options.rounds, DEFINITION: options.definition_rounds}
     memory: dict[str, tuple[int, int]] = {}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     parts: dict[str, dict[str, list[float]]] = {name: {} for name in runs}
-    clocks = {name: Clock(parts_of(model)) for name in runs}
+    clocks = {name: Clock(parts_of(model)) for name, model in models.items()}
     for name, run in runs.items():
+        for other, model in models.items():
+            model.to(device if other == name else "cpu")
         for _ in range(options.warmup if name == FAST else 1):
             run()
         memory[name] = memory_of(run)
         with clocks[name].running(memory=True):
             run()
         clocks[name].take()
+    for model in models.values():
+        model.to(device)
     for index in range(options.rounds):
         for name, run in runs.items():
             if index * rounds[name] % options.rounds < rounds[name]:
                 seconds[name].append(seconds_of(run))
+            if index * options.definition_rounds % options.rounds < options.definition_rounds:
                 with clocks[name].running(memory=False):
                     run()
                 for part, value in clocks[name].take().items():
@@ -253,31 +258,30 @@ def measure(
     return rows
 
 
-def compare_precisions(model: GeoLRM, views: Views, options: Options) -> dict[str, float]:
+def compare_precisions(models: dict[str, GeoLRM], views: Views, options: Options) -> dict[str, float]:
     """PSNR between renders of fast and full float32 Gaussians from the same anchors, and the IoU of their proposals.
 
     The proposal is thresholded at its own upper twentieth: random weights put no logit above zero.
     """
     images, cameras = views.composited()[None], views.cameras[None]
-    proposal = planted(model)
-    anchors = anchor_points(proposal.grid, options.anchors)[None]
+    anchors = anchor_points(planted(models[FAST]).grid, options.anchors)[None]
     sets, grids = [], []
-    ways: list[tuple[Precision, contextlib.AbstractContextManager[None]]] = [
-        ("auto", contextlib.nullcontext()),
-        ("fp32", definitions_only()),
+    ways: list[tuple[str, Precision, contextlib.AbstractContextManager[None]]] = [
+        (FAST, "auto", contextlib.nullcontext()),
+        (DEFINITION, "fp32", definitions_only()),
     ]
     with torch.no_grad():
-        for precision, context in ways:
+        for name, precision, context in ways:
             with context, in_precision(precision, images.device):
-                sets.append(model.reconstruction(images, cameras, anchors)[0])
-                grids.append(proposal.network(images, cameras)[0])
+                sets.append(models[name].reconstruction(images, cameras, anchors)[0])
+                grids.append(planted(models[name]).network(images, cameras)[0])
     cut = torch.quantile(grids[1].flatten()[::16], 0.95)
     fast, full = (grid > cut for grid in grids)
     side = options.image_size // 2
     rig = orbit(
         torch.arange(options.pictures) * 360.0 / options.pictures + 17, torch.full((options.pictures,), 20.0), 2, 39.6
     )
-    pictures = [render(s.to("cpu"), rig, side, side).colour for s in sets]
+    pictures = [render(one.to("cpu"), rig, side, side).colour for one in sets]
     grey = (pictures[1] - pictures[1].mean()).square().mean().sqrt().item()
     return {
         "psnr_db": psnr(pictures[0].clamp(0, 1), pictures[1].clamp(0, 1)).min().item(),
@@ -315,7 +319,9 @@ def main(options: Options) -> None:
     model = full_model(params, device)
     facts: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters()), "ceilings": ceilings(device)}
     torch.cuda.empty_cache()
-    model.proposal = Planted(model.proposal).to(device)  # type: ignore[assignment]
+    models = {FAST: copy.deepcopy(model).for_use_in_bfloat16(), DEFINITION: model}
+    for one in models.values():
+        one.proposal = Planted(one.proposal).to(device)  # type: ignore[assignment]
     rows: list[dict[str, Any]] = []
 
     def save() -> None:
@@ -324,12 +330,12 @@ def main(options: Options) -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(options.out, json.dumps({"rows": rows, "passport": about}, indent=1) + "\n")
 
-    settings = [(count, options.anchors, True) for count in options.views]
+    settings = [(count, options.anchors, models) for count in options.views]
     if options.more_anchors:
-        settings.append((max(options.views), options.more_anchors, False))
-    for count, anchors, definition in tqdm(settings, desc="view counts", mininterval=5):
+        settings.append((max(options.views), options.more_anchors, {FAST: models[FAST]}))
+    for count, anchors, measured in tqdm(settings, desc="view counts", mininterval=5):
         views = drawn_views(count, options.image_size, options.seed, device)
-        rows += measure(model, views, anchors, options, definition)
+        rows += measure(measured, views, anchors, options)
         save()
         for row in rows:
             if (row["views"], row["anchors"], row["part"]) == (count, anchors, "whole"):
@@ -341,7 +347,7 @@ def main(options: Options) -> None:
                 )
     if options.pictures:
         views = drawn_views(21, options.image_size, options.seed, device)
-        facts["precision"] = compare_precisions(model, views, options)
+        facts["precision"] = compare_precisions(models, views, options)
         print(facts["precision"])
         save()
 

@@ -18,7 +18,6 @@ from geolrm.gaussians import Gaussians
 from geolrm.model.execution import halve_weights, in_precision
 from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import ReconstructionNetwork
-from geolrm.occupancy import anchor_points
 from geolrm.views import Views
 
 
@@ -57,7 +56,7 @@ class GeoLRM(nn.Module):
         images, cameras = views.composited()[None], views.cameras[None]
         with in_precision(precision, images.device):
             occupied = self.proposal(images, cameras)[0] > 0
-            anchors = anchor_points(occupied, max_anchors or self.reconstruction.max_anchors)
+            anchors = self.reconstruction.anchors_of(occupied, max_anchors or self.reconstruction.max_anchors)
             if len(anchors) == 0:
                 return Gaussians.empty(anchors.device)
             return self.reconstruction(images, cameras, anchors[None])[0]

@@ -26,6 +26,7 @@ from geolrm.model import execution
 from geolrm.model.carving import look_up
 from geolrm.model.encoder import HierarchicalEncoder
 from geolrm.model.transformer import GeometryTransformer
+from geolrm.occupancy import anchor_points
 
 PARTS = {"offset": 3, "opacity": 1, "scale": 3, "quaternion": 4, "colour": 3}
 INITIAL_OPACITY = 0.7
@@ -45,6 +46,7 @@ class GaussianHead(nn.Module):
         self.count = settings.gaussians_per_token
         self.max_offset, self.max_scale = settings.max_offset, settings.max_scale
         size = self.count * sum(PARTS.values())
+        self.reach, self.paint = OFFSETS[settings.offsets], COLOURS[settings.colours]
         self.hidden = nn.Linear(settings.transformer.width, size)
         self.output = nn.Linear(size, size)
         self._initialise(spacing=settings.max_anchors**-0.5)
@@ -77,15 +79,31 @@ class GaussianHead(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             raw = self.output(F.silu(self.hidden(tokens.float()))).view(len(tokens) * self.count, -1)
         offset, opacity, scale, quaternion, colour = raw.split(list(PARTS.values()), dim=-1)
-        means = anchors.repeat_interleave(self.count, dim=0) + self.max_offset * offset.tanh()  # equation 7
-        seen = picture_colours(means.detach(), images, cameras, shares)
+        means = anchors.repeat_interleave(self.count, dim=0) + self.max_offset * self.reach(offset)  # equation 7
         return Gaussians(
             means=means,
-            sh_dc=0.5 / SH_C0 * (0.5 * (colour + torch.logit(seen, eps=COLOUR_MARGIN))).tanh(),  # SH of the sigmoid
+            sh_dc=self.paint(colour, means, images, cameras, shares),
             opacity_logits=opacity[:, 0],  # equation 9
             log_scales=math.log(self.max_scale) + F.logsigmoid(scale),  # equation 8
             quaternions=F.normalize(quaternion, dim=-1),
         )
+
+
+OFFSETS = {"symmetric": torch.tanh, "one_sided": torch.sigmoid}
+
+
+def paint_from_pictures(colour: Tensor, means: Tensor, images: Tensor, cameras: Cameras, shares: Tensor) -> Tensor:
+    """SH of the sigmoid of raw numbers (M, 3) plus the logit of what the pictures show at means (M, 3)."""
+    seen = picture_colours(means.detach(), images, cameras, shares)
+    return 0.5 / SH_C0 * (0.5 * (colour + torch.logit(seen, eps=COLOUR_MARGIN))).tanh()
+
+
+def paint_from_tokens(colour: Tensor, means: Tensor, images: Tensor, cameras: Cameras, shares: Tensor) -> Tensor:
+    """SH of the public code's colours: raw numbers (M, 3) plus a half, cut off outside [0, 1], without a gradient there."""
+    return colour.clamp(-0.5, 0.5) / SH_C0
+
+
+COLOURS = {"pictures": paint_from_pictures, "tokens": paint_from_tokens}
 
 
 def picture_colours(points: Tensor, images: Tensor, cameras: Cameras, shares: Tensor) -> Tensor:
@@ -112,6 +130,19 @@ def picture_colours(points: Tensor, images: Tensor, cameras: Cameras, shares: Te
     return total / weight
 
 
+def leave(anchors: Tensor, count: int) -> Tensor:
+    """Only what is occupied becomes a token."""
+    return anchors
+
+
+def pad_at_origin(anchors: Tensor, count: int) -> Tensor:
+    """The public code's way: `count` anchors, the missing ones at the origin, attended to and decoded like the others."""
+    return torch.cat([anchors, anchors.new_zeros(count - len(anchors), 3)])
+
+
+PADDINGS = {"none": leave, "origin": pad_at_origin}
+
+
 class ReconstructionNetwork(nn.Module):
     """Stage 2.
 
@@ -122,10 +153,15 @@ class ReconstructionNetwork(nn.Module):
 
     def __init__(self, settings: config.Reconstruction, pretrained: bool = True) -> None:
         super().__init__()
-        self.max_anchors = settings.max_anchors
+        self.max_anchors, self.grid, self.subset = settings.max_anchors, settings.grid, settings.subset
+        self.pad = PADDINGS[settings.padding]
         self.encoder = HierarchicalEncoder(settings.encoder, pretrained)
         self.transformer = GeometryTransformer(settings.transformer, settings.encoder.channels)
         self.head = GaussianHead(settings)
+
+    def anchors_of(self, occupied: Tensor, max_count: int) -> Tensor:
+        """(N, 3) at most max_count anchor points of a grid (R, R, R) bool."""
+        return self.pad(anchor_points(occupied, max_count, self.grid, self.subset), max_count)
 
     def forward(self, images: Tensor, cameras: Cameras, anchors: Tensor) -> list[Gaussians]:
         """Reconstruct a batch of objects.

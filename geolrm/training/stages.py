@@ -27,7 +27,6 @@ from geolrm.metrics.image import psnr, psnr_foreground
 from geolrm.model.execution import in_precision
 from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import ReconstructionNetwork
-from geolrm.occupancy import anchor_points
 from geolrm.pictures import save_picture
 from geolrm.rendering import Rendering, render
 from geolrm.training.loop import Stage
@@ -173,6 +172,7 @@ class ReconstructionStage(Stage[Drawn]):
     """
 
     name = "reconstruction"
+    network: ReconstructionNetwork
     config: Reconstruction
 
     def __init__(
@@ -199,7 +199,7 @@ class ReconstructionStage(Stage[Drawn]):
         for i in empty:
             grids[i] = labels[i].to(self.device)
         count = min(self.config.max_anchors, min(int(grid.sum()) for grid in grids))
-        return torch.stack([anchor_points(grid, count) for grid in grids]), len(empty)
+        return torch.stack([self.network.anchors_of(grid, count) for grid in grids]), len(empty)
 
     def _decode(self, images: Tensor, cameras: Cameras, anchors: Tensor) -> list[Gaussians]:
         with in_precision(self.optimisation.precision, self.device):
