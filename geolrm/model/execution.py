@@ -5,8 +5,9 @@ in bfloat16 run matrix products, convolutions and attention's queries, keys and 
 norms, softmax statistics, the Gaussian head, rasterizer and losses stay float32, as do all weights on disk and in memory (a
 weight is cast where it is used, unless `halve_weights` did so for good). `auto` is bfloat16 on a CUDA device that has it and
 float32 elsewhere. A kernel of `geolrm.kernels` stands in for its definition on CUDA where Triton is installed; without
-Triton, or without that folder, the definition runs everywhere. Trade: bfloat16 moves a logit near zero to the other side now and then, so that the proposed
-voxels differ a little between precisions. Verified by `tests/kernels` and measured by `benchmarks/speed/model.py`.
+Triton, or without that folder, the definition runs everywhere. Trade: bfloat16 moves a logit near zero to the other side now
+and then, so that the proposed voxels differ a little between precisions. Verified by `tests/kernels` and measured by
+`benchmarks/speed/model.py`.
 """
 
 from __future__ import annotations
