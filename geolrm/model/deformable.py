@@ -23,6 +23,7 @@ from geolrm.cameras import NEAR, Cameras
 from geolrm.model import execution
 
 LEVELS = 2
+OUTSIDE = 1e4  # frame coordinate beyond any sample's reach
 
 
 def project_anchors(anchors: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
@@ -35,11 +36,13 @@ def project_anchors(anchors: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
 def project_to_every_view(anchors: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
     """The public code's projection: as `project_anchors`, but every view counts as seeing every point.
 
-    A point behind a camera appears as its mirror image; where the principal point is not centred, u is mirrored about it.
+    A point behind a camera appears as its mirror image; where the principal point is not centred, u is mirrored about it. A
+    point beside the camera, where the public code divides by zero, lies outside every frame.
     """
     blender = (anchors[:, None] - cameras.positions[..., None, :]) @ cameras.rotations * anchors.new_tensor([1, -1, -1])
     u, v, w = (blender @ cameras.intrinsics.transpose(-1, -2)).unbind(-1)
-    return torch.stack([1 - u / w, v / w], dim=-1), torch.ones_like(w, dtype=torch.bool)
+    uv = torch.stack([1 - u / w, v / w], dim=-1).nan_to_num(nan=OUTSIDE).clamp(-OUTSIDE, OUTSIDE)
+    return uv, torch.ones_like(w, dtype=torch.bool)
 
 
 PROJECTIONS = {"seeing": project_anchors, "every": project_to_every_view}

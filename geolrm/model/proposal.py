@@ -36,6 +36,7 @@ class ProposalNetwork(nn.Module):
 
     def __init__(self, settings: config.Proposal, pretrained: bool = True) -> None:
         super().__init__()
+        self.settings = settings
         self.coarse = settings.coarse_resolution
         self.block = settings.voxel_resolution // settings.coarse_resolution
         self.places = GRIDS[settings.grid]

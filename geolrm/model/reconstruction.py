@@ -153,7 +153,7 @@ class ReconstructionNetwork(nn.Module):
 
     def __init__(self, settings: config.Reconstruction, pretrained: bool = True) -> None:
         super().__init__()
-        self.max_anchors, self.grid, self.subset = settings.max_anchors, settings.grid, settings.subset
+        self.settings, self.max_anchors = settings, settings.max_anchors
         self.pad = PADDINGS[settings.padding]
         self.encoder = HierarchicalEncoder(settings.encoder, pretrained)
         self.transformer = GeometryTransformer(settings.transformer, settings.encoder.channels)
@@ -161,7 +161,7 @@ class ReconstructionNetwork(nn.Module):
 
     def anchors_of(self, occupied: Tensor, max_count: int) -> Tensor:
         """(N, 3) at most max_count anchor points of a grid (R, R, R) bool."""
-        return self.pad(anchor_points(occupied, max_count, self.grid, self.subset), max_count)
+        return self.pad(anchor_points(occupied, max_count, self.settings.grid, self.settings.subset), max_count)
 
     def forward(self, images: Tensor, cameras: Cameras, anchors: Tensor) -> list[Gaussians]:
         """Reconstruct a batch of objects.
@@ -169,11 +169,13 @@ class ReconstructionNetwork(nn.Module):
         Args:
             images: (B, V, 3, H, W) sRGB in [0, 1], composited on white, V from 1 up.
             cameras: (B, V).
-            anchors: (B, N, 3) object units, N from 1 up and not bound by max_anchors.
+            anchors: (B, N, 3) object units, N not bound by max_anchors; where it is 0, so are the Gaussians.
 
         Returns:
             B sets of N * gaussians_per_token Gaussians; those of anchor i start at i * gaussians_per_token.
         """
+        if anchors.shape[1] == 0:
+            return [Gaussians.empty(anchors.device) for _ in anchors]
         tokens, shares = self.transformer(anchors, self.encoder(images, cameras), cameras)
         with torch.autocast(images.device.type, enabled=False):  # from the tokens on, all is fp32
             return [self.head(tokens[b], anchors[b], images[b], cameras[b], shares[b]) for b in range(len(anchors))]

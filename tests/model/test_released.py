@@ -4,6 +4,7 @@ import copy
 import csv
 import io
 import json
+import re
 import sys
 import typing
 from pathlib import Path
@@ -26,7 +27,7 @@ from geolrm.model.reconstruction import ReconstructionNetwork
 from geolrm.occupancy import voxel_corners
 from geolrm.parity import TOLERANCE
 from geolrm.released import check as parity
-from geolrm.released import surroundings
+from geolrm.released import effects, surroundings
 from geolrm.views import Views
 
 SIZES = ((0, 2, 1), (1, 3, 5))  # seed, heads, views
@@ -481,3 +482,21 @@ def test_a_copied_model_keeps_its_choices(state_dict, settings, tmp_path) -> Non
     images, (poses, intrinsics) = torch.rand(1, 1, 3, 28, 28), public_code.drawn_cameras(1, 1)
     cameras = Cameras(poses @ OPENCV_TO_BLENDER, intrinsics)
     assert (model.proposal(images, cameras) - twin.proposal(images, cameras)).abs().max() > 1e-3
+
+
+# --- the page ---
+
+
+def test_the_page_shows_what_each_choice_does_as_measured_now() -> None:
+    """Same words, numbers within a tenth or one in the last digit; every choice has its row."""
+    page = Path("docs/released-vs-paper.md").read_text()
+    shown = page.partition("<!-- effects:begin -->\n")[2].partition("<!-- effects:end -->")[0].splitlines()
+    measured = effects.rows()
+    number = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
+    assert [number.sub("#", row) for row in shown] == [number.sub("#", row) for row in measured]
+    for old, new in zip(shown, measured, strict=True):
+        pairs = zip(map(float, number.findall(old)), map(float, number.findall(new)), strict=True)
+        assert all(abs(a - b) <= max(0.1 * abs(a), 0.011) for a, b in pairs), (old, new)
+    for _section, made in SECTIONS.values():
+        for field in set(made) - {"index_grid", "index_scale"}:
+            assert re.search(rf"`(\w+\.)?{field}: {made[field]}`", page), field
