@@ -307,9 +307,9 @@ class DatasetSweep:
 
     def _failure(self, error: Exception, where: str, scorer: Scorer) -> Row:
         """Scores and status of a method that raised."""
-        no_memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(
-            error
-        )
+        refused = isinstance(error, BadInput) and error.reason == "out_of_memory"
+        no_memory = refused or isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
+        no_memory = no_memory or "can't allocate memory" in str(error)
         status = "out_of_memory" if no_memory else "failed"
         if not no_memory:
             tqdm.write(f"!!! {where}: failed\n{''.join(traceback.format_exception(error))}")

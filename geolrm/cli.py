@@ -1,4 +1,4 @@
-"""The `geolrm` command: presets, the state of this machine, weights.
+"""The `geolrm` command: presets, the state of this machine, weights, checkpoints.
 
 In: a verb and its options. Out: what the verb says. Each verb is one function; stages of the pipeline are not verbs here but
 scripts in `pipelines/`, which DVC and people run alike. Verified by running each verb as a process.
@@ -12,12 +12,15 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from geolrm.config import load_params
 from geolrm.failures import BadInput
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).parent.parent
 
@@ -76,8 +79,7 @@ def diagnose() -> list[tuple[str, str, str]]:
         rows.append(("rendering", "missing", "on a CUDA device it needs gsplat: pip install -e '.[gpu]'"))
     else:
         rows.append(("rendering", "numba tiles on the CPU", "no CUDA device"))
-    rows.append(("deformable attention", "torch grid_sample", "the readable definition, on every device"))
-    rows.append(("token attention", "torch SDPA", "torch picks its fused kernel where it has one"))
+    rows.extend(_execution(torch.device("cuda" if cuda else "cpu")))
     rows.append(("mesh rendering", *_open3d()))
     rows.append(("mesh extraction", "torch TSDF + scikit-image", "marching cubes"))
     rows.extend(_lpips())
@@ -85,6 +87,23 @@ def diagnose() -> list[tuple[str, str, str]]:
     rows.append(("tracking", f"mlflow {version('mlflow')}", "sqlite:///mlflow.db"))
     rows.append(("pipeline", f"dvc {version('dvc')}", "dvc repro"))
     return rows
+
+
+def _execution(device: torch.device) -> list[tuple[str, str, str]]:
+    from geolrm.model.execution import missing_for_kernels, products_in_bfloat16
+
+    missing = missing_for_kernels(device)
+    low = products_in_bfloat16("auto", device)
+    kernels = (
+        ("torch grid_sample", f"the readable definition: {missing}")
+        if missing
+        else (f"triton {version('triton')}", "fused kernels: deformable attention, carving cues, colours")
+    )
+    return [
+        ("precision", "bf16 products" if low else "fp32", "what `precision: auto` means here"),
+        ("deformable attention", *kernels),
+        ("token attention", "torch SDPA", "fused in bf16" if low else "torch picks its fused kernel where it has one"),
+    ]
 
 
 def _open3d() -> tuple[str, str]:
@@ -109,9 +128,10 @@ def _lpips() -> list[tuple[str, str, str]]:
 
 
 @dataclass(frozen=True)
-class Fetch:
-    """Download weights once into the cache: LPIPS' backbones, as torchvision publishes them."""
+class Weights:
+    """Weights that are not trained here: fetch LPIPS' backbones once into the cache, as torchvision publishes them."""
 
+    verb: tyro.conf.Positional[Literal["fetch"]]
     what: tyro.conf.Positional[Literal["lpips"]]
 
     def run(self) -> None:
@@ -122,19 +142,30 @@ class Fetch:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Weights that are not trained here."""
+class Checkpoint:
+    """Rewrite the published GeoLRM checkpoint as safetensors, every tensor's name and shape checked."""
 
-    verb: Annotated[Fetch, tyro.conf.subcommand("fetch")]
+    verb: tyro.conf.Positional[Literal["convert"]]
+    source: tyro.conf.Positional[Path]
+    """Lightning checkpoint of the public code, or weights already converted."""
+    target: tyro.conf.Positional[Path]
+    """safetensors file to write; `geolrm.model.released.load_released_checkpoint` reads it."""
 
     def run(self) -> None:
-        self.verb.run()
+        from geolrm.model.released import UNUSED, convert
+
+        written, ignored = convert(self.source, self.target)
+        idle = [name for name in written if name.endswith(tuple(unused for _, unused, _ in UNUSED))]
+        print(f"{self.target}: {len(written)} tensors, {self.target.stat().st_size / 2**20:,.1f} MiB")
+        print(f"kept, but without a part in any result: {', '.join(idle)}")
+        print(f"left out (the training's LPIPS network): {', '.join(ignored) or 'nothing'}")
 
 
 Verb = (
     Annotated[Preset, tyro.conf.subcommand("preset")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     | Annotated[Weights, tyro.conf.subcommand("weights")]
+    | Annotated[Checkpoint, tyro.conf.subcommand("checkpoint")]
 )
 
 

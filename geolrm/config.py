@@ -2,7 +2,9 @@
 
 In: a params file (the project's `params.yaml` or a preset). Out: `Params`, read-only. Convention: an unknown key, a missing
 key or a value of the wrong type is an error that names the key, the file and the nearest valid key; nothing has a default,
-so a params file says everything that shapes a result. Trade: pydantic's strict mode (1 is no float for it, so `_Number`
+so a params file says everything that shapes a result, but for the named choices of the model: the first value of each is the
+model of this project, and only a departure from it is written down (an ablation names one, `model/released.py` sets all that
+the public code makes). Trade: pydantic's strict mode (1 is no float for it, so `_Number`
 admits integers where a real number is meant). Verified by parsing every preset and by planting each kind of mistake.
 """
 
@@ -21,6 +23,7 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1, strict=False)]
 Positive = Annotated[float, Field(gt=0, strict=False)]
 NotNegative = Annotated[float, Field(ge=0, strict=False)]
+Precision = Literal["auto", "bf16", "fp32"]  # of matrix products: bf16 where the device has it, or always, or never
 
 
 class Section(BaseModel):
@@ -68,6 +71,11 @@ class Encoder(Section):
     dinov2_layers: Count
     dinov2_heads: Count
     channels: Count  # of both feature maps
+    fit: Literal["resize", "crop"] = "resize"  # pictures whose sides the strides do not divide
+    position_embedding: Literal["size", "factor"] = "size"  # resized to the patches, or scaled by a factor
+    low_colour: Literal["signed", "imagenet"] = "signed"  # of the low level: in [-1, 1], or ImageNet's statistics
+    rays: Literal["unit", "square"] = "unit"  # unit directions, or those of a square camera at unit depth
+    norm: Literal["layer", "batch"] = "layer"  # of both feature maps
 
 
 class Transformer(Section):
@@ -77,6 +85,14 @@ class Transformer(Section):
     layers: Count
     heads: Count
     sampling_points: Count  # of deformable attention, per head and level
+    token_input: Literal["fourier", "raw"] = "fourier"
+    positions: Literal["real", "index"] = "real"  # of 3D RoPE: exact, or cut down to cells of the next two
+    index_grid: Count = 128  # cells along each axis
+    index_scale: Positive = 0.5  # half the side of the cube that they span, object units
+    self_attention: Literal["tokens", "heads"] = "tokens"  # across tokens, or across the heads of one token
+    projection: Literal["seeing", "every"] = "seeing"  # views with a say: those that see the point, or all
+    residual: Literal["stream", "normalised"] = "stream"  # what cross-attention is added to
+    feed_forward_multiple: Count = 64  # the hidden width is rounded up to one
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Transformer:
@@ -102,6 +118,7 @@ class Optimisation(Section):
     validate_every: Count
     checkpoint_every: Count
     seed: int
+    precision: Precision = "auto"
 
     @model_validator(mode="after")
     def _inputs_fit(self) -> Optimisation:
@@ -127,6 +144,8 @@ class Proposal(Section):
     transformer: Transformer
     coarse_resolution: Count  # tokens along each axis
     voxel_resolution: Count
+    grid: Literal["centres", "corners"] = "centres"  # coarse anchors: in their cells, or from face to face of the cube
+    carving: Literal["cues", "none"] = "cues"
     losses: OccupancyLossWeights
     optimisation: Optimisation
 
@@ -153,8 +172,13 @@ class Reconstruction(Section):
     transformer: Transformer
     max_anchors: Count
     gaussians_per_token: Count
-    max_offset: Positive  # object units, along each axis, both ways
+    max_offset: Positive  # object units, along each axis, both ways (one_sided: one way)
     max_scale: Positive  # object units
+    grid: Literal["centres", "corners"] = "centres"  # where in its voxel an anchor point lies
+    subset: Literal["even", "random"] = "even"  # of the voxels where there are more than max_anchors
+    padding: Literal["none", "origin"] = "none"  # up to max_anchors
+    offsets: Literal["symmetric", "one_sided"] = "symmetric"
+    colours: Literal["pictures", "tokens"] = "pictures"  # start from what the pictures show, or from the token alone
     losses: RenderingLossWeights
     optimisation: Optimisation
 

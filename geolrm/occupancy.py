@@ -36,6 +36,14 @@ def voxel_centres(indices: Tensor, resolution: int) -> Tensor:
     return (indices.float() + 0.5) / resolution - 0.5
 
 
+def voxel_corners(indices: Tensor, resolution: int) -> Tensor:
+    """The public code's places (N, 3) of voxels (N, 3): the first and the last lie on the faces of the cube."""
+    return torch.linspace(-0.5, 0.5, resolution).to(indices.device)[indices]
+
+
+GRIDS = {"centres": voxel_centres, "corners": voxel_corners}
+
+
 def occupancy_from_points(points: Tensor, resolution: int) -> tuple[Tensor, int]:
     """Grid (R, R, R) bool of the voxels that hold at least one of the points (N, 3), and the number of points refused."""
     indices, refused = voxel_indices(points, resolution)
@@ -111,6 +119,19 @@ def even_subsample(indices: Tensor, count: int) -> Tensor:
     return indices[torch.argsort(morton_codes(indices))]
 
 
-def anchor_points(grid: Tensor, max_count: int) -> Tensor:
-    """(N, 3) anchor points of a grid (R, R, R) bool: centres of an even subsample of its occupied voxels."""
-    return voxel_centres(even_subsample(grid.nonzero(), max_count), grid.shape[0])
+def random_subsample(indices: Tensor, count: int) -> Tensor:
+    """The public code's choice of at most `count` of the voxels (N, 3): in their order, or drawn where there are as many.
+
+    It draws from torch's global generator on the CPU.
+    """
+    if len(indices) < count:
+        return indices
+    return indices[torch.randperm(len(indices))[:count].to(indices.device)]
+
+
+SUBSETS = {"even": even_subsample, "random": random_subsample}
+
+
+def anchor_points(grid: Tensor, max_count: int, places: str = "centres", subset: str = "even") -> Tensor:
+    """(N, 3) anchor points of a grid (R, R, R) bool: `places` of a `subset` of at most max_count of its occupied voxels."""
+    return GRIDS[places](SUBSETS[subset](grid.nonzero(), max_count), grid.shape[0])

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geolrm.cameras import Cameras
+from geolrm.failures import BadInput
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,37 @@ class Views:
             )
         if self.depth is not None and self.depth.shape != (count, height, width):
             raise ValueError(f"{self.key}: colour {self.colour.shape}, depth {self.depth.shape}")
+
+    @classmethod
+    def from_pictures(
+        cls, key: str, pictures: Sequence[Tensor], cameras: Cameras, size: tuple[int, int] | None = None
+    ) -> Views:
+        """Views of pictures that may differ in size.
+
+        Args:
+            pictures: V RGB or RGBA tensors (3 or 4, H, W) in [0, 1], straight alpha; opaque without it.
+            cameras: (V,), whose normalised intrinsics hold at any size.
+            size: (height, width) that all are brought to; needed where they differ.
+
+        Raises:
+            BadInput: `no_views`; `view_channels`; `view_sizes` where the pictures differ and no size is given.
+        """
+        if not pictures:
+            raise BadInput("no_views", key, "there is no picture", "give at least one view")
+        for i, picture in enumerate(pictures):
+            if picture.ndim != 3 or len(picture) not in (3, 4):
+                detail = f"picture {i} has shape {tuple(picture.shape)}"
+                raise BadInput("view_channels", key, detail, "give RGB or RGBA, channels first")
+        sizes = [(p.shape[-2], p.shape[-1]) for p in pictures]
+        if size is None and len(set(sizes)) > 1:
+            detail = "pictures of different sizes: " + ", ".join(f"{i}: {w} x {h}" for i, (h, w) in enumerate(sizes))
+            raise BadInput("view_sizes", key, detail, "give `size` to bring all to one height and width")
+        alphas = [p[3:] if len(p) == 4 else torch.ones_like(p[:1]) for p in pictures]
+        views = [
+            cls(key, cameras[i : i + 1], p[None, :3], alpha[None]).resized(*(size or sizes[0]))
+            for i, (p, alpha) in enumerate(zip(pictures, alphas, strict=True))
+        ]
+        return cls(key, cameras, torch.cat([v.colour for v in views]), torch.cat([v.alpha for v in views]))
 
     def __len__(self) -> int:
         return len(self.colour)

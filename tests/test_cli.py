@@ -89,7 +89,22 @@ def test_the_command_lists_its_verbs(monkeypatch: pytest.MonkeyPatch, capsys: py
         geolrm(monkeypatch, "--help")
     assert caught.value.code == 0
     printed = capsys.readouterr().out
-    assert all(verb in printed for verb in ("preset", "doctor", "weights"))
+    assert all(verb in printed for verb in ("preset", "doctor", "weights", "checkpoint"))
+
+
+def test_the_documented_command_fetches_the_weights_of_lpips(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("geolrm.metrics.perceptual.fetch_weights", lambda: [Path("alex"), Path("vgg")])
+    geolrm(monkeypatch, "weights", "fetch", "lpips")
+    assert capsys.readouterr().out.split() == ["alex", "vgg"]
+
+
+def test_converting_a_checkpoint_that_is_not_there_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as caught:
+        geolrm(monkeypatch, "checkpoint", "convert", str(tmp_path / "a.ckpt"), str(tmp_path / "b.safetensors"))
+    assert "checkpoint_missing" in str(caught.value.code)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("module", SCRIPTS)

@@ -12,7 +12,6 @@ from torch import Tensor
 from benchmarks.methods import Context, Method, Spec
 from geolrm.gaussians import Gaussians
 from geolrm.model.geolrm import GeoLRM
-from geolrm.occupancy import anchor_points
 from geolrm.training.checkpoint import load_geolrm
 from geolrm.views import Views
 
@@ -43,7 +42,7 @@ def load_networks(context: Context) -> tuple[GeoLRM, str]:
 def anchors_of(model: GeoLRM, views: Views, max_anchors: int) -> Tensor:
     """(N, 3) anchor points that the model proposes for these views, N = 0 where it sees nothing."""
     occupied = model.proposal(views.composited()[None], views.cameras[None])[0] > 0
-    return anchor_points(occupied, max_anchors)
+    return model.reconstruction.anchors_of(occupied, max_anchors)
 
 
 def load(context: Context) -> Method:

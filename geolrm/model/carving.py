@@ -1,22 +1,26 @@
 """Carving cues: how well the pictures agree about a point (space carving, Kutulakos and Seitz 2000).
 
-In: points, pictures composited on white, cameras. Out: eight numbers a point: mean and standard deviation of the colours that
-the views show there, the whitest of them, and the share of the views that see it. A point on a surface shows like colours, a
-point in the open shows the white background in some view, and neither needs to be learned. Convention: a view sees a point
-in front of it and inside its frame; a point that no view sees has mean grey, deviation 0, whitest 0, share 0. Trade: not in
-the paper; a few bilinear reads a point, one view at a time, raise occupancy IoU from 0.32 to 0.38 in 300 steps (LOG.md).
-Verified on flat pictures and on points that no view sees.
+In: points, pictures composited on white, cameras. Out: eight numbers a point, and from them what is added to a voxel's logit:
+mean and standard deviation of the colours that the views show there, the whitest of them, and the share of the views that see
+it. A point on a surface shows like colours, a point in the open shows the white background in some view, and neither needs to
+be learned. Convention: a view sees a point in front of it and inside its frame; a point that no view sees has mean grey,
+deviation 0, whitest 0, share 0. Trade: not in the paper; a few bilinear reads a point, one view at a time, raise occupancy IoU
+from 0.32 to 0.38 in 300 steps (LOG.md). Verified on flat pictures and on points that no view sees.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geolrm.cameras import NEAR, Cameras
+from geolrm.model import execution
+from geolrm.occupancy import voxel_centres
 
 CUES = 8
+WIDTH = 32
+INITIAL_SPREAD = 0.02  # of the last weights: at first the cues say little
 
 
 def look_up(points: Tensor, image: Tensor, camera: Cameras) -> tuple[Tensor, Tensor]:
@@ -39,6 +43,8 @@ def carving_cues(points: Tensor, images: Tensor, cameras: Cameras) -> Tensor:
         (M, 8) float32, each about in [-1, 1]: mean colour, four times the deviation, whiteness stretched around 0.75,
         share of the views.
     """
+    if kernel := execution.kernel("pictures", points):
+        return kernel.carving_cues(points, images, cameras)
     total, squares = torch.zeros_like(points), torch.zeros_like(points)
     count, whitest = torch.zeros_like(points[:, :1]), torch.zeros_like(points[:, :1])
     for image, camera in zip(images, (cameras[v] for v in range(len(images))), strict=True):
@@ -50,3 +56,30 @@ def carving_cues(points: Tensor, images: Tensor, cameras: Cameras) -> Tensor:
     mean = torch.where(count > 0, total / seen, 0.5)
     deviation = (squares / seen - (total / seen).square()).clamp(min=0).sqrt()
     return torch.cat([2 * mean - 1, 4 * deviation, 4 * whitest - 3, count / len(images)], dim=-1)
+
+
+class CarvingNetwork(nn.Sequential):
+    """Cues of each fine voxel to what they add to its logit."""
+
+    def __init__(self) -> None:
+        output = nn.Linear(WIDTH, 1, bias=False)
+        nn.init.normal_(output.weight, std=INITIAL_SPREAD)
+        super().__init__(nn.Linear(CUES, WIDTH), nn.SiLU(), output)
+
+    def carve(self, images: Tensor, cameras: Cameras, resolution: int) -> Tensor:
+        """(B, R, R, R) float32 for images (B, V, 3, H, W) and cameras (B, V)."""
+        axis = torch.arange(resolution, device=images.device)
+        centres = voxel_centres(torch.cartesian_prod(axis, axis, axis), resolution)
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            cues = torch.stack([carving_cues(centres, images[b], cameras[b]) for b in range(len(images))])
+        return self(cues).float().reshape(-1, resolution, resolution, resolution)
+
+
+class NoCarving(nn.Module):
+    """As in the paper: the tokens alone decide."""
+
+    def carve(self, images: Tensor, cameras: Cameras, resolution: int) -> Tensor:
+        return images.new_zeros(())
+
+
+CARVINGS: dict[str, type[CarvingNetwork | NoCarving]] = {"cues": CarvingNetwork, "none": NoCarving}

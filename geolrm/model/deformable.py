@@ -6,8 +6,9 @@ weights (softmax over both levels' points); offsets and weights come from the to
 then averaged with weights derived from the sums themselves (softmax over views). Convention: offsets are in pixels of their
 level, frame coordinates in [0, 1] with pixel centres at (i + 0.5) / size, zero outside the frame; a view counts only where it
 sees the anchor point, in front of the camera and inside the frame (occlusion is left to the weights). A point that no view
-sees gets exactly zero. Trade: a plain definition over `grid_sample`, one view at a time, so that the samples of one view are
-the largest tensor in use. Verified against loops over single points and by finite differences, points out of view included.
+sees gets exactly zero. Trade: `average_views` is a plain definition over `grid_sample`, one view at a time, so that the samples
+of one view are the largest tensor in use; on CUDA with Triton `geolrm.kernels.deformable.attend` stands in for it. Verified
+against loops over single points and by finite differences, points out of view included, and kernel against definition.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geolrm.cameras import NEAR, Cameras
+from geolrm.model import execution
 
 LEVELS = 2
+OUTSIDE = 1e4  # frame coordinate beyond any sample's reach
 
 
 def project_anchors(anchors: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
@@ -28,6 +31,21 @@ def project_anchors(anchors: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
     uv, depth = cameras.project(anchors[:, None])
     visible = (depth > NEAR) & (uv >= 0).all(dim=-1) & (uv <= 1).all(dim=-1)
     return uv, visible
+
+
+def project_to_every_view(anchors: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
+    """The public code's projection: as `project_anchors`, but every view counts as seeing every point.
+
+    A point behind a camera appears as its mirror image; where the principal point is not centred, u is mirrored about it. A
+    point beside the camera, where the public code divides by zero, lies outside every frame.
+    """
+    blender = (anchors[:, None] - cameras.positions[..., None, :]) @ cameras.rotations * anchors.new_tensor([1, -1, -1])
+    u, v, w = (blender @ cameras.intrinsics.transpose(-1, -2)).unbind(-1)
+    uv = torch.stack([1 - u / w, v / w], dim=-1).nan_to_num(nan=OUTSIDE).clamp(-OUTSIDE, OUTSIDE)
+    return uv, torch.ones_like(w, dtype=torch.bool)
+
+
+PROJECTIONS = {"seeing": project_anchors, "every": project_to_every_view}
 
 
 def attend_view(maps: list[Tensor], uv: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
@@ -61,6 +79,47 @@ def view_shares(logits: Tensor, visible: Tensor) -> Tensor:
     """Equation 3's weights of the views: logits and visible (B, V, N) -> (B, V, N), adding up to 1, or 0 where none sees."""
     masked = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
     return masked.softmax(dim=1) * visible  # where no view sees, the softmax is uniform and the product zero: no NaN
+
+
+def average_views(
+    features: tuple[Tensor, Tensor],
+    projection: Tensor,
+    bias: Tensor,
+    view_logit: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+    uv: Tensor,
+    visible: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Equation 3 before its output projection.
+
+    Args:
+        features: low and high level, (B, V, channels, h, w).
+        projection, bias: of the values, (width, channels) and (width,).
+        view_logit: (width,).
+        offsets: (B, N, heads, levels, points, 2) in pixels of each level.
+        weights: (B, N, heads, levels, points), adding up to 1 over levels and points.
+        uv: (B, V, N, 2) projections in [0, 1].
+        visible: (B, V, N) bool.
+
+    Returns:
+        (B, N, width), and the share of each view (B, V, N).
+    """
+    offsets, weights = offsets.transpose(1, 2), weights.transpose(1, 2)
+
+    def values(level: Tensor, view: int) -> Tensor:
+        return F.conv2d(level[:, view], projection[..., None, None], bias)
+
+    sums = torch.stack(
+        [
+            attend_view([values(level, view) for level in features], uv[:, view], offsets, weights)
+            for view in range(uv.shape[1])
+        ],
+        dim=1,
+    )
+    with torch.autocast(uv.device.type, enabled=False):  # the softmax over views stays fp32
+        shares = view_shares(sums @ view_logit.to(sums.dtype), visible)
+    return (sums * shares[..., None]).sum(dim=1), shares
 
 
 class DeformableCrossAttention(nn.Module):
@@ -114,15 +173,13 @@ class DeformableCrossAttention(nn.Module):
             (B, N, width), and the share of each view (B, V, N).
         """
         split = (self.heads, LEVELS, self.points)
-        offsets = self.offsets(tokens).to(uv.dtype).unflatten(-1, (*split, 2)).transpose(1, 2)
-        weights = self.weights(tokens).to(uv.dtype).unflatten(-1, split).transpose(1, 2)
+        # the bias apart, in fp32: it is the star of whole pixels, whose rounding to bf16 would move far samples visibly
+        offsets = (F.linear(tokens, self.offsets.weight) + self.offsets.bias).to(uv.dtype).unflatten(-1, (*split, 2))
+        weights = self.weights(tokens).to(uv.dtype).unflatten(-1, split)
         weights = weights.flatten(-2).softmax(dim=-1).view_as(weights)
-        sums = torch.stack(
-            [
-                attend_view([self.values(level[:, view]) for level in features], uv[:, view], offsets, weights)
-                for view in range(uv.shape[1])
-            ],
-            dim=1,
-        )
-        shares = view_shares(self.view_logit(sums)[..., 0], visible)
-        return self.output((sums * shares[..., None]).sum(dim=1)), shares
+        projection, bias, view_logit = self.values.weight.flatten(1), self.values.bias, self.view_logit.weight[0]
+        assert bias is not None
+        kernel = execution.kernel("deformable", uv, tokens)
+        attend = kernel.attend if kernel else average_views
+        averaged, shares = attend(features, projection, bias, view_logit, offsets, weights, uv, visible)
+        return self.output(averaged), shares

@@ -12,7 +12,9 @@ stride divides, and by the parameter counts of the public code.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import Dinov2Model
 
 PATCH = 14  # pixels a side of DINOv2's patches
+PICTURES_AT_ONCE = 8  # without gradients: enough to fill a GPU, and little memory beside the maps
 STRIDE = 4  # pixels a side of the low level's cells
 POSITION_IMAGE_SIZE = 518  # DINOv2's position embedding is a grid of 37 x 37 patches, interpolated to any other size
 PRETRAINED = "facebook/dinov2-base"
@@ -51,10 +54,14 @@ class HierarchicalEncoder(nn.Module):
         download = pretrained and settings.dinov2 == "pretrained"
         self.dinov2 = _published_dinov2(settings) if download else _drawn_dinov2(settings)
         # kernel 4, stride 2, padding 1: doubles the grid and keeps it centred on the frame
-        self.high = nn.ConvTranspose2d(settings.dinov2_width, settings.channels, kernel_size=4, stride=2, padding=1)
-        self.low = nn.Conv2d(3 + 6, settings.channels, kernel_size=STRIDE, stride=STRIDE)
-        self.high_norm = nn.LayerNorm(settings.channels)
-        self.low_norm = nn.LayerNorm(settings.channels)
+        norm, bias = NORMS[settings.norm]
+        self.high = nn.ConvTranspose2d(
+            settings.dinov2_width, settings.channels, kernel_size=4, stride=2, padding=1, bias=bias
+        )
+        self.low = nn.Conv2d(3 + 6, settings.channels, kernel_size=STRIDE, stride=STRIDE, bias=bias)
+        self.high_norm, self.low_norm = norm(settings.channels), norm(settings.channels)
+        self.fit, self.rays, self.low_colour = FITS[settings.fit], RAYS[settings.rays], LOW_COLOURS[settings.low_colour]
+        POSITION_EMBEDDINGS[settings.position_embedding](self.dinov2)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).reshape(3, 1, 1), persistent=False)
 
@@ -66,30 +73,52 @@ class HierarchicalEncoder(nn.Module):
             cameras: (B, V).
 
         Returns:
-            low (B, V, channels, H / 4, W / 4) and high (B, V, channels, H / 7, W / 7), after rounding H and W to the
-            nearest multiples of 4 and 14.
+            low (B, V, channels, H / 4, W / 4) and high (B, V, channels, H / 7, W / 7), the channels last in memory, after
+            rounding H and W to the nearest multiples of 4 and 14 (down, where `fit` is crop).
         """
         batch, count = images.shape[:2]
         if cameras.shape != (batch, count):
             raise ValueError(f"images of {(batch, count)} views but cameras of {tuple(cameras.shape)}")
         pictures = images.flatten(0, 1)
-        low, high = self._low_level(pictures, cameras), self._high_level(pictures)
+        flat = Cameras(cameras.camera_to_world.flatten(0, 1), cameras.intrinsics.flatten(0, 1))
+        size = len(pictures) if torch.is_grad_enabled() else PICTURES_AT_ONCE
+        parts = [slice(first, first + size) for first in range(0, len(pictures), size)]
+        low = torch.cat([_kept(self._low_level(pictures[part], flat[part])) for part in parts])
+        high = torch.cat([_kept(self._high_level(pictures[part])) for part in parts])
         return low.unflatten(0, (batch, count)), high.unflatten(0, (batch, count))
 
     def _low_level(self, pictures: Tensor, cameras: Cameras) -> Tensor:
         """Equation 2: RGB in [-1, 1] beside the Pluecker coordinates (unit direction, moment) of each pixel's ray."""
-        pictures = resized_to_multiple(pictures, STRIDE)
+        pictures = self.fit(pictures, STRIDE)
         with torch.autocast(pictures.device.type, enabled=False):  # rays stay fp32
-            rays = cameras.pluecker(pictures.shape[-2], pictures.shape[-1]).flatten(0, 1)
-        return _normalised(self.low(torch.cat([2 * pictures - 1, rays], dim=1)), self.low_norm)
+            rays = self.rays(cameras, pictures.shape[-2], pictures.shape[-1])
+        colours = self.low_colour(pictures, self.mean, self.std)
+        together = torch.cat([colours, rays], dim=1).contiguous(memory_format=torch.channels_last)
+        return self.low_norm(self.low(together))
 
     def _high_level(self, pictures: Tensor) -> Tensor:
         """Equation 1: DINOv2's patch tokens after its last norm, as a map, at twice the patch grid."""
-        pictures = resized_to_multiple(pictures, PATCH)
+        pictures = self.fit(pictures, PATCH)
         rows, columns = pictures.shape[-2] // PATCH, pictures.shape[-1] // PATCH
-        tokens = self.dinov2(pixel_values=(pictures - self.mean) / self.std).last_hidden_state[:, 1:]  # without CLS
-        grid = tokens.transpose(1, 2).unflatten(2, (rows, columns))
-        return _normalised(self.high(grid), self.high_norm)
+        tokens = self.dinov2(pixel_values=imagenet(pictures, self.mean, self.std)).last_hidden_state
+        grid = tokens[:, 1:].transpose(1, 2).unflatten(2, (rows, columns))  # without CLS
+        return self.high_norm(self.high(grid))
+
+
+def _kept(features: Tensor) -> Tensor:
+    """A map in the type that matrix products run in, in which the networks read it."""
+    kind = features.device.type
+    return features.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else features
+
+
+class PixelNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of each pixel of (B, C, h, w)."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features.movedim(1, -1)).movedim(-1, 1)
+
+
+NORMS = {"layer": (PixelNorm, True), "batch": (nn.BatchNorm2d, False)}  # and whether the convolution before has a bias
 
 
 def resized_to_multiple(images: Tensor, multiple: int) -> Tensor:
@@ -100,9 +129,76 @@ def resized_to_multiple(images: Tensor, multiple: int) -> Tensor:
     return F.interpolate(images, (height, width), mode="bilinear", antialias=True, align_corners=False)
 
 
-def _normalised(features: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """Layer normalisation over the channels of each pixel of (B, C, h, w)."""
-    return norm(features.movedim(1, -1)).movedim(-1, 1).contiguous()
+def cut_by_the_convolution(images: Tensor, multiple: int) -> Tensor:
+    """The public code's way: unchanged, so that a convolution of this stride drops the last rows and columns.
+
+    Raises:
+        BadInput: `picture_too_small` where nothing would be left.
+    """
+    if min(images.shape[-2:]) < multiple:
+        detail = f"pictures of {images.shape[-1]} x {images.shape[-2]} px have no whole cell of {multiple} px"
+        raise BadInput("picture_too_small", "images", detail, f"give pictures of {PATCH} px and more a side")
+    return images
+
+
+FITS = {"resize": resized_to_multiple, "crop": cut_by_the_convolution}
+
+
+def signed(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Colours in [-1, 1]."""
+    return 2 * images - 1
+
+
+def imagenet(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Colours by ImageNet's mean and standard deviation."""
+    return (images - mean) / std
+
+
+LOW_COLOURS = {"signed": signed, "imagenet": imagenet}
+
+
+def square_rays(cameras: Cameras, height: int, width: int) -> Tensor:
+    """The public code's Pluecker coordinates (..., 6, H, W): directions d not of unit length, moment o x d.
+
+    It reads the horizontal focal length alone, for both axes in pixels, and takes the principal point to be the centre.
+    """
+    intrinsics = torch.zeros_like(cameras.intrinsics)
+    intrinsics[..., 0, 0] = cameras.intrinsics[..., 0, 0]
+    intrinsics[..., 1, 1] = cameras.intrinsics[..., 0, 0] * width / height
+    intrinsics[..., :2, 2], intrinsics[..., 2, 2] = 0.5, 1.0
+    origins, directions = Cameras(cameras.camera_to_world, intrinsics).rays(height, width)
+    moments = torch.linalg.cross(origins.expand_as(directions), directions)
+    return torch.cat([directions, moments], dim=-1).movedim(-1, -3)
+
+
+RAYS = {"unit": Cameras.pluecker, "square": square_rays}
+
+
+def positions_by_size(dinov2: Dinov2Model) -> None:
+    """DINOv2's position embedding is brought to the number of patches: what transformers does now."""
+
+
+def positions_by_factor(dinov2: Dinov2Model) -> None:
+    """What transformers 4.34 did, under the public code: scaled by (patches + 0.1) / positions along each axis."""
+    embeddings: Any = dinov2.embeddings
+    embeddings.interpolate_pos_encoding = partial(_scaled_positions, embeddings)
+
+
+def _scaled_positions(embeddings: Any, tokens: Tensor, height: int, width: int) -> Tensor:
+    known = embeddings.position_embeddings
+    side = math.isqrt(known.shape[1] - 1)
+    if tokens.shape[1] == known.shape[1] and height == width:
+        return known
+    grid = known[:, 1:].unflatten(1, (side, side)).movedim(-1, 1)
+    rows, columns = (
+        length // patch for length, patch in zip((height, width), embeddings.patch_embeddings.patch_size, strict=True)
+    )
+    factors = (rows + 0.1) / side, (columns + 0.1) / side
+    scaled = F.interpolate(grid, scale_factor=factors, mode="bicubic", align_corners=False)
+    return torch.cat([known[:, :1], scaled.flatten(2).transpose(1, 2)], dim=1)
+
+
+POSITION_EMBEDDINGS = {"size": positions_by_size, "factor": positions_by_factor}
 
 
 def _drawn_dinov2(settings: config.Encoder) -> Dinov2Model:

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from geolrm import config
 from geolrm.cameras import Cameras
-from geolrm.model.carving import CUES, carving_cues
+from geolrm.model.carving import CARVINGS
 from geolrm.model.encoder import HierarchicalEncoder
 from geolrm.model.transformer import GeometryTransformer
-from geolrm.occupancy import voxel_centres
+from geolrm.occupancy import GRIDS
 
 EXPECTED_OCCUPANCY = 0.05  # share of occupied voxels (paper, 3.3): the untrained network starts from it
-CARVING_WIDTH = 32
 INITIAL_SPREAD = 0.02  # of the last weights, so that the first logits stay near that share
 
 
@@ -37,16 +36,16 @@ class ProposalNetwork(nn.Module):
 
     def __init__(self, settings: config.Proposal, pretrained: bool = True) -> None:
         super().__init__()
+        self.settings = settings
         self.coarse = settings.coarse_resolution
         self.block = settings.voxel_resolution // settings.coarse_resolution
+        self.places = GRIDS[settings.grid]
         self.encoder = HierarchicalEncoder(settings.encoder, pretrained)
         self.transformer = GeometryTransformer(settings.transformer, settings.encoder.channels)
         self.upsampling = nn.Linear(settings.transformer.width, self.block**3)
         nn.init.normal_(self.upsampling.weight, std=INITIAL_SPREAD)
         nn.init.constant_(self.upsampling.bias, math.log(EXPECTED_OCCUPANCY / (1 - EXPECTED_OCCUPANCY)))
-        cue_output = nn.Linear(CARVING_WIDTH, 1, bias=False)
-        nn.init.normal_(cue_output.weight, std=INITIAL_SPREAD)
-        self.carving = nn.Sequential(nn.Linear(CUES, CARVING_WIDTH), nn.SiLU(), cue_output)
+        self.carving = CARVINGS[settings.carving]()
 
     def forward(self, images: Tensor, cameras: Cameras) -> Tensor:
         """Predict occupancy.
@@ -60,26 +59,16 @@ class ProposalNetwork(nn.Module):
         """
         anchors = self.coarse_anchors(images.device).expand(len(images), -1, -1)
         tokens, _ = self.transformer(anchors, self.encoder(images, cameras), cameras)
-        return self.fine_grid(self.upsampling(tokens).float()) + self.carved(images, cameras)
-
-    def carved(self, images: Tensor, cameras: Cameras) -> Tensor:
-        """(B, R, R, R) what the carving cues of each fine voxel add to its logit, float32."""
-        resolution = self.coarse * self.block
-        centres = _cell_centres(resolution, images.device)
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            cues = torch.stack([carving_cues(centres, images[b], cameras[b]) for b in range(len(images))])
-        return self.carving(cues).float().reshape(-1, resolution, resolution, resolution)
+        with torch.autocast(images.device.type, enabled=False):  # logits stay fp32
+            logits = self.fine_grid(self.upsampling(tokens.float()))
+        return logits + self.carving.carve(images, cameras, self.coarse * self.block)
 
     def coarse_anchors(self, device: torch.device | str) -> Tensor:
-        """(coarse^3, 3) cell centres in object units, z fastest."""
-        return _cell_centres(self.coarse, device)
+        """(coarse^3, 3) object units, z fastest: the centres of the cells, unless the settings say otherwise."""
+        axis = torch.arange(self.coarse, device=device)
+        return self.places(torch.cartesian_prod(axis, axis, axis), self.coarse)
 
     def fine_grid(self, blocks: Tensor) -> Tensor:
         """Blocks (B, coarse^3, block^3), both x-major, to (B, R, R, R): voxel b i + a is entry a of token i on each axis."""
         n, b = self.coarse, self.block
         return blocks.reshape(-1, n, n, n, b, b, b).permute(0, 1, 4, 2, 5, 3, 6).reshape(-1, n * b, n * b, n * b)
-
-
-def _cell_centres(resolution: int, device: torch.device | str) -> Tensor:
-    axis = torch.arange(resolution, device=device)
-    return voxel_centres(torch.cartesian_prod(axis, axis, axis), resolution)

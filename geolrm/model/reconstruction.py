@@ -22,9 +22,11 @@ from torch.nn import functional as F
 from geolrm import config
 from geolrm.cameras import Cameras
 from geolrm.gaussians import SH_C0, Gaussians
+from geolrm.model import execution
 from geolrm.model.carving import look_up
 from geolrm.model.encoder import HierarchicalEncoder
 from geolrm.model.transformer import GeometryTransformer
+from geolrm.occupancy import anchor_points
 
 PARTS = {"offset": 3, "opacity": 1, "scale": 3, "quaternion": 4, "colour": 3}
 INITIAL_OPACITY = 0.7
@@ -44,6 +46,7 @@ class GaussianHead(nn.Module):
         self.count = settings.gaussians_per_token
         self.max_offset, self.max_scale = settings.max_offset, settings.max_scale
         size = self.count * sum(PARTS.values())
+        self.reach, self.paint = OFFSETS[settings.offsets], COLOURS[settings.colours]
         self.hidden = nn.Linear(settings.transformer.width, size)
         self.output = nn.Linear(size, size)
         self._initialise(spacing=settings.max_anchors**-0.5)
@@ -76,15 +79,31 @@ class GaussianHead(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             raw = self.output(F.silu(self.hidden(tokens.float()))).view(len(tokens) * self.count, -1)
         offset, opacity, scale, quaternion, colour = raw.split(list(PARTS.values()), dim=-1)
-        means = anchors.repeat_interleave(self.count, dim=0) + self.max_offset * offset.tanh()  # equation 7
-        seen = picture_colours(means.detach(), images, cameras, shares.repeat_interleave(self.count, dim=1))
+        means = anchors.repeat_interleave(self.count, dim=0) + self.max_offset * self.reach(offset)  # equation 7
         return Gaussians(
             means=means,
-            sh_dc=0.5 / SH_C0 * (0.5 * (colour + torch.logit(seen, eps=COLOUR_MARGIN))).tanh(),  # SH of the sigmoid
+            sh_dc=self.paint(colour, means, images, cameras, shares),
             opacity_logits=opacity[:, 0],  # equation 9
             log_scales=math.log(self.max_scale) + F.logsigmoid(scale),  # equation 8
             quaternions=F.normalize(quaternion, dim=-1),
         )
+
+
+OFFSETS = {"symmetric": torch.tanh, "one_sided": torch.sigmoid}
+
+
+def paint_from_pictures(colour: Tensor, means: Tensor, images: Tensor, cameras: Cameras, shares: Tensor) -> Tensor:
+    """SH of the sigmoid of raw numbers (M, 3) plus the logit of what the pictures show at means (M, 3)."""
+    seen = picture_colours(means.detach(), images, cameras, shares)
+    return 0.5 / SH_C0 * (0.5 * (colour + torch.logit(seen, eps=COLOUR_MARGIN))).tanh()
+
+
+def paint_from_tokens(colour: Tensor, means: Tensor, images: Tensor, cameras: Cameras, shares: Tensor) -> Tensor:
+    """SH of the public code's colours: raw numbers (M, 3) plus a half, cut off outside [0, 1], without a gradient there."""
+    return colour.clamp(-0.5, 0.5) / SH_C0
+
+
+COLOURS = {"pictures": paint_from_pictures, "tokens": paint_from_tokens}
 
 
 def picture_colours(points: Tensor, images: Tensor, cameras: Cameras, shares: Tensor) -> Tensor:
@@ -94,18 +113,34 @@ def picture_colours(points: Tensor, images: Tensor, cameras: Cameras, shares: Te
         points: (M, 3) object units.
         images: (V, 3, H, W) in [0, 1].
         cameras: (V,).
-        shares: (V, M) weights of the views.
+        shares: (V, N) weights of the views, each for M / N points in a row.
 
     Returns:
         (M, 3) the weighted mean over the views that see the point, grey where none does.
     """
+    if not (torch.is_grad_enabled() and shares.requires_grad) and (kernel := execution.kernel("pictures", points)):
+        return kernel.picture_colours(points, images, cameras, shares)
+    group = len(points) // shares.shape[1]
     total, weight = points.new_zeros(len(points), 3), points.new_full((len(points), 1), 1e-6)
     total = total + 0.5 * weight
     for view in range(len(images)):  # one view at a time: the colours of all views at once would grow with V
         colours, visible = look_up(points, images[view], cameras[view])
-        share = shares[view, :, None] * visible
+        share = shares[view].repeat_interleave(group)[:, None] * visible
         total, weight = total + share * colours, weight + share
     return total / weight
+
+
+def leave(anchors: Tensor, count: int) -> Tensor:
+    """Only what is occupied becomes a token."""
+    return anchors
+
+
+def pad_at_origin(anchors: Tensor, count: int) -> Tensor:
+    """The public code's way: `count` anchors, the missing ones at the origin, attended to and decoded like the others."""
+    return torch.cat([anchors, anchors.new_zeros(count - len(anchors), 3)])
+
+
+PADDINGS = {"none": leave, "origin": pad_at_origin}
 
 
 class ReconstructionNetwork(nn.Module):
@@ -118,10 +153,15 @@ class ReconstructionNetwork(nn.Module):
 
     def __init__(self, settings: config.Reconstruction, pretrained: bool = True) -> None:
         super().__init__()
-        self.max_anchors = settings.max_anchors
+        self.settings, self.max_anchors = settings, settings.max_anchors
+        self.pad = PADDINGS[settings.padding]
         self.encoder = HierarchicalEncoder(settings.encoder, pretrained)
         self.transformer = GeometryTransformer(settings.transformer, settings.encoder.channels)
         self.head = GaussianHead(settings)
+
+    def anchors_of(self, occupied: Tensor, max_count: int) -> Tensor:
+        """(N, 3) at most max_count anchor points of a grid (R, R, R) bool."""
+        return self.pad(anchor_points(occupied, max_count, self.settings.grid, self.settings.subset), max_count)
 
     def forward(self, images: Tensor, cameras: Cameras, anchors: Tensor) -> list[Gaussians]:
         """Reconstruct a batch of objects.
@@ -129,10 +169,13 @@ class ReconstructionNetwork(nn.Module):
         Args:
             images: (B, V, 3, H, W) sRGB in [0, 1], composited on white, V from 1 up.
             cameras: (B, V).
-            anchors: (B, N, 3) object units, N from 1 up and not bound by max_anchors.
+            anchors: (B, N, 3) object units, N not bound by max_anchors; where it is 0, so are the Gaussians.
 
         Returns:
             B sets of N * gaussians_per_token Gaussians; those of anchor i start at i * gaussians_per_token.
         """
+        if anchors.shape[1] == 0:
+            return [Gaussians.empty(anchors.device) for _ in anchors]
         tokens, shares = self.transformer(anchors, self.encoder(images, cameras), cameras)
-        return [self.head(tokens[b], anchors[b], images[b], cameras[b], shares[b]) for b in range(len(anchors))]
+        with torch.autocast(images.device.type, enabled=False):  # from the tokens on, all is fp32
+            return [self.head(tokens[b], anchors[b], images[b], cameras[b], shares[b]) for b in range(len(anchors))]

@@ -9,6 +9,8 @@ queries and keys are bfloat16. Verified by shifting all positions, which must le
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,13 +18,25 @@ POSITION_UNITS = 128  # along each side of the object cube
 BASE = 10000.0
 
 
-def rotations(points: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
+def real_positions(points: Tensor) -> Tensor:
+    """Positions (..., 3) of points (..., 3) in object units."""
+    return points.float() * POSITION_UNITS
+
+
+def index_positions(points: Tensor, grid: int, scale: float) -> Tensor:
+    """The public code's positions: indices of the grid points below, of `grid` from -scale to scale, in its float32 order."""
+    return ((points.float() / scale + 1) * (grid - 1) / 2).trunc()
+
+
+def rotations(
+    points: Tensor, head_width: int, positions: Callable[[Tensor], Tensor] = real_positions
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines (..., N, 3, head_width / 6) of the angles of points (..., N, 3) in object units, float32."""
     if head_width % 6:
         raise ValueError(f"3D RoPE needs a head width that is a multiple of 6, got {head_width}")
     pairs = head_width // 6
     frequencies = BASE ** (-torch.arange(pairs, device=points.device, dtype=torch.float32) / pairs)
-    angles = (points.float() * POSITION_UNITS)[..., None] * frequencies
+    angles = positions(points)[..., None] * frequencies
     return angles.cos(), angles.sin()
 
 

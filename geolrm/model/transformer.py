@@ -12,6 +12,8 @@ hardly hears. Verified by permutations of points and views, and by parameter cou
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from torch.nn import functional as F
 from geolrm import config
 from geolrm.cameras import Cameras
 from geolrm.model import rope
-from geolrm.model.deformable import DeformableCrossAttention, project_anchors
+from geolrm.model.deformable import PROJECTIONS, DeformableCrossAttention
 
 NORM_EPS = 1e-5
 OCTAVES = 6  # of the token input: the finest wave is 1/32 of the cube's side long
@@ -41,6 +43,20 @@ class TokenInput(nn.Module):
         return self.linear(torch.cat([2 * anchors, phases.sin(), phases.cos()], dim=-1))
 
 
+class RawTokenInput(nn.Module):
+    """The public code's token: three coordinates in object units, then a learned vector that all tokens share."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.shared = nn.Parameter(torch.randn(1, 1, width - 3))
+
+    def forward(self, anchors: Tensor) -> Tensor:
+        return torch.cat([anchors, self.shared.expand(*anchors.shape[:2], -1)], dim=-1)
+
+
+TOKEN_INPUTS = {"fourier": TokenInput, "raw": RawTokenInput}
+
+
 class TokenAttention(nn.Module):
     """Self-attention over the tokens of one object, with 3D RoPE on queries and keys."""
 
@@ -55,22 +71,54 @@ class TokenAttention(nn.Module):
         packed = self.queries_keys_values(tokens).unflatten(-1, (3, self.heads, -1))
         queries, keys, values = packed.permute(2, 0, 3, 1, 4)  # each (B, heads, N, head width)
         queries, keys = rope.rotate(queries, *rotations), rope.rotate(keys, *rotations)
-        attended = F.scaled_dot_product_attention(queries, keys, values)
-        return self.output(attended.transpose(1, 2).flatten(2))
+        return self.output(self.attend(queries, keys, values))
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Each (B, heads, N, head width) -> (B, N, width)."""
+        return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)
+
+
+class HeadAttention(TokenAttention):
+    """What the public code computes in float32: the heads of one token attend to one another, and no token to another.
+
+    The result (B, heads, N, head width) is then read in memory order as (B, N, width), so that row r holds the heads of
+    several tokens. Queries and keys of one token are turned alike, so RoPE has no effect.
+    """
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        queries_of_token, keys_of_token, values_of_token = (t.transpose(1, 2) for t in (queries, keys, values))
+        attended = F.scaled_dot_product_attention(queries_of_token, keys_of_token, values_of_token)
+        return attended.transpose(1, 2).reshape(len(queries), queries.shape[2], -1)
+
+
+SELF_ATTENTIONS = {"tokens": TokenAttention, "heads": HeadAttention}
 
 
 class SwiGLU(nn.Module):
-    """Gated feed-forward network, two thirds of the usual hidden width of 4, rounded up to a multiple of 64."""
+    """Gated feed-forward network, two thirds of the usual hidden width of 4, rounded up to a multiple."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, multiple: int) -> None:
         super().__init__()
-        hidden = math.ceil(8 * width / 3 / 64) * 64
+        hidden = math.ceil(8 * width / 3 / multiple) * multiple
         self.gate = nn.Linear(width, hidden, bias=False)
         self.up = nn.Linear(width, hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(tokens)) * self.up(tokens))
+
+
+def carry_stream(tokens: Tensor, normalised: Tensor) -> Tensor:
+    """Equation 5 adds cross-attention to the stream."""
+    return tokens
+
+
+def carry_normalised(tokens: Tensor, normalised: Tensor) -> Tensor:
+    """The public code adds it to what cross-attention was given, so that every block starts from a normalised stream."""
+    return normalised
+
+
+RESIDUALS = {"stream": carry_stream, "normalised": carry_normalised}
 
 
 class Block(nn.Module):
@@ -80,11 +128,12 @@ class Block(nn.Module):
         super().__init__()
         width = settings.width
         self.self_norm = nn.RMSNorm(width, eps=NORM_EPS)
-        self.self_attention = TokenAttention(width, settings.heads)
+        self.self_attention = SELF_ATTENTIONS[settings.self_attention](width, settings.heads)
         self.cross_norm = nn.RMSNorm(width, eps=NORM_EPS)
         self.cross_attention = DeformableCrossAttention(width, channels, settings.heads, settings.sampling_points)
+        self.carry = RESIDUALS[settings.residual]
         self.feed_norm = nn.RMSNorm(width, eps=NORM_EPS)
-        self.feed_forward = SwiGLU(width)
+        self.feed_forward = SwiGLU(width, settings.feed_forward_multiple)
 
     def forward(
         self,
@@ -96,9 +145,18 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Tokens (B, N, width) after the block, and the share that each view had in it (B, V, N)."""
         tokens = tokens + self.self_attention(self.self_norm(tokens), rotations)
-        seen, shares = self.cross_attention(self.cross_norm(tokens), features, uv, visible)
-        tokens = tokens + seen
+        normalised = self.cross_norm(tokens)
+        seen, shares = self.cross_attention(normalised, features, uv, visible)
+        tokens = self.carry(tokens, normalised) + seen
         return tokens + self.feed_forward(self.feed_norm(tokens)), shares
+
+
+def _positions(settings: config.Transformer) -> Callable[[Tensor], Tensor]:
+    choices: dict[str, Callable[[Tensor], Tensor]] = {
+        "real": rope.real_positions,
+        "index": partial(rope.index_positions, grid=settings.index_grid, scale=settings.index_scale),
+    }
+    return choices[settings.positions]
 
 
 class GeometryTransformer(nn.Module):
@@ -112,7 +170,8 @@ class GeometryTransformer(nn.Module):
     def __init__(self, settings: config.Transformer, channels: int) -> None:
         super().__init__()
         self.head_width = settings.width // settings.heads
-        self.token_input = TokenInput(settings.width)
+        self.project, self.positions = PROJECTIONS[settings.projection], _positions(settings)
+        self.token_input = TOKEN_INPUTS[settings.token_input](settings.width)
         self.blocks = nn.ModuleList(Block(settings, channels) for _ in range(settings.layers))
         self.norm = nn.RMSNorm(settings.width, eps=NORM_EPS)
 
@@ -127,10 +186,12 @@ class GeometryTransformer(nn.Module):
         Returns:
             Tokens (B, N, width), and the share that each view had in the last block (B, V, N): how much the token trusts it.
         """
-        with torch.autocast(anchors.device.type, enabled=False):  # projections and angles stay fp32
-            uv, visible = project_anchors(anchors, cameras)
-            rotations = rope.rotations(anchors, self.head_width)
-        tokens = self.token_input(anchors)
+        with torch.autocast(
+            anchors.device.type, enabled=False
+        ):  # projections, angles and the stream of tokens stay fp32
+            uv, visible = self.project(anchors, cameras)
+            rotations = rope.rotations(anchors, self.head_width, self.positions)
+            tokens = self.token_input(anchors)
         shares = visible.float()
         for block in self.blocks:
             tokens, shares = block(tokens, rotations, features, uv, visible)

@@ -24,9 +24,9 @@ from geolrm.data.loader import Sample
 from geolrm.failures import BadInput
 from geolrm.gaussians import Gaussians
 from geolrm.metrics.image import psnr, psnr_foreground
+from geolrm.model.execution import in_precision
 from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import ReconstructionNetwork
-from geolrm.occupancy import anchor_points
 from geolrm.pictures import save_picture
 from geolrm.rendering import Rendering, render
 from geolrm.training.loop import Stage
@@ -123,7 +123,11 @@ class ProposalStage(Stage[Drawn]):
         count = input_count(self.optimisation, step)
         images, cameras = stack([item.views[:count] for item in items], self.device)
         target = torch.stack([item.occupancy for item in items]).to(self.device)
-        return self._compare(self.network(images, cameras), target)
+        return self._compare(self._predict(images, cameras), target)
+
+    def _predict(self, images: Tensor, cameras: Cameras) -> Tensor:
+        with in_precision(self.optimisation.precision, self.device):
+            return self.network(images, cameras)
 
     def _compare(self, logits: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         parts = occupancy_losses(logits, target)
@@ -132,7 +136,7 @@ class ProposalStage(Stage[Drawn]):
     def _logits(self, sample: Sample) -> Tensor:
         size = self.optimisation.image_size
         images, cameras = stack([sample.views(sample.orbit_inputs(VALIDATION_INPUTS)).resized(size, size)], self.device)
-        return self.network(images, cameras)
+        return self._predict(images, cameras)
 
     def validate(self, samples: list[Sample]) -> dict[str, float]:
         rows = []
@@ -168,6 +172,7 @@ class ReconstructionStage(Stage[Drawn]):
     """
 
     name = "reconstruction"
+    network: ReconstructionNetwork
     config: Reconstruction
 
     def __init__(
@@ -188,13 +193,17 @@ class ReconstructionStage(Stage[Drawn]):
 
     def _anchors(self, images: Tensor, cameras: Cameras, labels: Sequence[Tensor]) -> tuple[Tensor, int]:
         """Anchor points (B, N, 3) of the predicted occupancy; where nothing is predicted the label stands in, counted."""
-        with torch.no_grad():
+        with torch.no_grad(), in_precision(self.optimisation.precision, self.device):
             grids = self.proposal(images, cameras) > 0
         empty = [i for i, grid in enumerate(grids) if not grid.any()]
         for i in empty:
             grids[i] = labels[i].to(self.device)
         count = min(self.config.max_anchors, min(int(grid.sum()) for grid in grids))
-        return torch.stack([anchor_points(grid, count) for grid in grids]), len(empty)
+        return torch.stack([self.network.anchors_of(grid, count) for grid in grids]), len(empty)
+
+    def _decode(self, images: Tensor, cameras: Cameras, anchors: Tensor) -> list[Gaussians]:
+        with in_precision(self.optimisation.precision, self.device):
+            return self.network(images, cameras, anchors)
 
     def _compare(self, gaussians: Gaussians, targets: Views) -> tuple[Tensor, Rendering, dict[str, Tensor]]:
         targets = targets.to(self.device)
@@ -210,7 +219,7 @@ class ReconstructionStage(Stage[Drawn]):
         anchors, empty = self._anchors(images, cameras, [item.occupancy for item in items])
         compared = [
             self._compare(gaussians, item.views[count:])
-            for gaussians, item in zip(self.network(images, cameras, anchors), items, strict=True)
+            for gaussians, item in zip(self._decode(images, cameras, anchors), items, strict=True)
         ]
         loss = torch.stack([one for one, _, _ in compared]).mean()
         parts = {name: torch.stack([parts[name] for _, _, parts in compared]).mean() for name in compared[0][2]}
@@ -223,7 +232,7 @@ class ReconstructionStage(Stage[Drawn]):
         images, cameras = stack([inputs], self.device)
         anchors, _ = self._anchors(images, cameras, [sample.occupancy])
         targets = sample.views(validation_targets(sample, positions)).resized(size, size)
-        return inputs, self.network(images, cameras, anchors)[0], targets
+        return inputs, self._decode(images, cameras, anchors)[0], targets
 
     def validate(self, samples: list[Sample]) -> dict[str, float]:
         rows = []
