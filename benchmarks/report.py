@@ -143,9 +143,9 @@ def _means_table(group: Record, main: str) -> str:
     for method, cells in group["methods"].items():
         for views, cell in cells.items():
             metrics = cell["metrics"]
-            common = metrics.get(HEADLINE, {}).get("mean_common")
+            common = metrics.get(HEADLINE, {}).get("common")
             ok, count = cell["status"].get("ok", 0), sum(cell["status"].values())
-            line = [words(method), Cell(views, int(views)), Cell(METRICS[HEADLINE].text(common), common)]
+            line = [words(method), Cell(views, int(views)), _estimate_cell(HEADLINE, common, None)]
             for name in shown:
                 line.append(_estimate_cell(name, metrics.get(name), best[int(views), name]))
             style = "" if ok == count or method in group["empty_by_design"] else "bad"
@@ -184,7 +184,7 @@ def _differences_table(group: Record) -> str:
     for method, by_views in group["differences"].items():
         cells = [words(method)]
         for views in group["views"]:
-            point = by_views.get(str(views))
+            point = by_views.get(str(views), {}).get(HEADLINE)
             if point is None:
                 cells.append(Cell("–"))
                 continue

@@ -13,7 +13,7 @@ import json
 import os
 from pathlib import Path
 
-from benchmarks.estimates import FORMAT, HEADLINE, METRICS
+from benchmarks.estimates import FORMAT, HEADLINE, METRICS, READABLE
 from geolrm.failures import BadInput
 from geolrm.tracking import Record
 
@@ -35,7 +35,7 @@ def load_summaries(folder: Path, only: list[str] | None = None) -> dict[str, Rec
         except ValueError as error:
             raise BadInput("summary_corrupt", path, f"no JSON ({error})", "python -m pipelines.report") from error
         found = str(content.get("format", "")) if isinstance(content, dict) else ""
-        if found == FORMAT:
+        if found in READABLE:
             summaries[path.name] = content
         elif found.startswith(FORMAT.rpartition("-")[0]):
             raise BadInput("summary_format", path, f"{found}, expected {FORMAT}", "python -m pipelines.report")

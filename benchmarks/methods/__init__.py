@@ -1,10 +1,11 @@
 """The methods of the benchmark: one module each, named as the method is.
 
-In: posed input pictures of one object. Out: its Gaussians, in the object frame of the cameras. A module holds `SPEC`, which
-says what the method is given and under which terms, and `load(context)`, which returns a `Method`. Convention: `load` raises
-`BadInput` or ImportError where something to install or fetch is missing (the rows say `not_installed`); `reconstruct` raises
-`NotApplicable` for inputs that the method cannot take, and any other error of its own becomes a row `failed`. Trade: a
-method is found by its module's name, so that a new one is a new file and no other change. Verified by `tests/benchmarks`.
+In: posed input pictures of one object. Out: its Gaussians, or another `Reconstruction`, in the object frame of the cameras. A
+module holds `SPEC`, which says what the method is given and under which terms, and `load(context)`, which returns a `Method`.
+Convention: `load` raises `BadInput` or ImportError where something to install or fetch is missing (the rows say
+`not_installed`); `reconstruct` raises `NotApplicable` for inputs that the method cannot take, and any other error of its own
+becomes a row `failed`. Trade: a method is found by its module's name, so that a new one is a new file and no other change.
+Verified by `tests/benchmarks`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+from geolrm.cameras import Cameras
 from geolrm.config import Params
 from geolrm.failures import BadInput
 from geolrm.gaussians import Gaussians
+from geolrm.rendering import Rendering
 from geolrm.views import Views
+
+if TYPE_CHECKING:
+    from geolrm.meshing import Mesh
 
 
 class NotApplicable(BadInput):
@@ -64,15 +71,31 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Reconstruction:
+    """What a method makes that is no set of Gaussians: a field, a mesh, pictures.
+
+    Attributes:
+        render: cameras (V,), height, width -> its pictures over white, with alpha and depth.
+        mesh: -> its surface in the object frame; None for a method that claims none: its geometry and depth are not scored.
+    """
+
+    render: Callable[[Cameras, int, int], Rendering]
+    mesh: Callable[[], Mesh] | None = None
+
+
+Prediction = Gaussians | Reconstruction
+
+
+@dataclass(frozen=True)
 class Method:
     """A loaded method.
 
     Attributes:
-        reconstruct: input views -> Gaussians on the same device, possibly none. A pure function.
+        reconstruct: input views -> Gaussians on the same device, possibly none, or a `Reconstruction`. A pure function.
         checkpoint: hash of the weights, None for a method without.
     """
 
-    reconstruct: Callable[[Views], Gaussians]
+    reconstruct: Callable[[Views], Prediction]
     checkpoint: str | None = None
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from synthetic_results import METHODS, OBJECTS, VIEWS, row, sweep_rows, write_lines, write_results, write_stats
 
-from benchmarks.estimates import groups, interval, summarise, summarise_group
+from benchmarks.bootstrap import interval
+from benchmarks.estimates import groups, summarise, summarise_group
 from benchmarks.report import PAPER_SWEEP, build
 from benchmarks.rows import check_row
 from geolrm.failures import BadInput
@@ -103,13 +104,13 @@ def test_a_failed_row_is_listed_and_an_object_that_failed_is_no_common_one():
     assert group["common_objects"] == [OBJECTS[0], OBJECTS[2]]
     at_8 = group["methods"]["mean_colour"]["8"]["metrics"]["psnr_foreground"]
     assert at_8["n"] == 3
-    assert at_8["mean_common"] == pytest.approx(METHODS["mean_colour"] + 1.5)
+    assert at_8["common"]["mean"] == pytest.approx(METHODS["mean_colour"] + 1.5)
     assert group["empty_by_design"] == ["white"]
 
 
 def test_differences_are_paired_by_object():
     rows = [r for r in sweep_rows() if not (r["method"] == "mean_colour" and r["object"] == OBJECTS[2])]
-    found = summarise_group(rows, "geolrm")["differences"]["mean_colour"]["4"]
+    found = summarise_group(rows, "geolrm")["differences"]["mean_colour"]["4"]["psnr_foreground"]
     assert (found["n"], found["low"]) == (2, None)
     assert found["mean"] == pytest.approx(3.0)  # though the means of both methods over their own objects differ by more
 

@@ -13,7 +13,7 @@ from benchmarks.methods import Context, Method, Spec, load_method, method_names,
 from benchmarks.methods.mean_colour import half_spacing, mean_foreground_colour
 from benchmarks.methods.visual_hull import carve, colour_from_views, surface_of, visible, visual_hull
 from geolrm.config import load_params
-from geolrm.data.rig import render_rig
+from geolrm.data.rig import orbit_inputs, render_rig
 from geolrm.failures import BadInput
 from geolrm.gaussians import Gaussians
 from geolrm.metrics.image import psnr_foreground
@@ -21,7 +21,7 @@ from geolrm.occupancy import voxel_centres
 from geolrm.rendering import render
 
 SAMPLE = BallSample("test-0")
-INPUTS = SAMPLE.views(SAMPLE.orbit_inputs(8))
+INPUTS = SAMPLE.views(orbit_inputs(8))
 PRESET = load_params(Path(__file__).parents[2] / "presets" / "smoke.yaml")
 
 
