@@ -43,6 +43,7 @@ SUPERSAMPLING = 3
 THICKNESS, OPACITY = 0.1, 0.95  # of the discs; the first in widths
 INSET = 0.7  # pixels that discs lie below the surface, about what the renderer's blur adds to a silhouette
 SHIFT, SCALE = 0.05, 1.1  # planted in [-1, 1]^3
+MOST_OFF = 0.35  # pixels; a half-pixel error is 0.5
 HALF_PIXELS = ((0.5, 0.0), (-0.5, 0.0), (0.0, 0.5), (0.0, -0.5))
 AXES = ("x", "y", "z")
 
@@ -145,6 +146,14 @@ def shifted(cameras: Cameras, columns: float, rows: float, size: tuple[int, int]
     return replace(cameras, intrinsics=intrinsics)
 
 
+def _centres(alpha: Tensor) -> Tensor:
+    """(V, 2) mean column and row of pictures (V, 1, H, W), each pixel as heavy as its alpha; NaN for an empty one."""
+    height, width = alpha.shape[-2:]
+    columns, rows = torch.arange(width) + 0.5, torch.arange(height) + 0.5
+    total = alpha[:, 0].sum(dim=(1, 2))
+    return torch.stack([(alpha[:, 0] * along).sum(dim=(1, 2)) / total for along in (columns, rows[:, None])], dim=-1)
+
+
 @dataclass
 class Bench:
     """One subject, its scorer, and the Gaussians on its surface."""
@@ -171,14 +180,12 @@ class Bench:
     def scores(self, gaussians: Gaussians, cameras: Cameras | None = None) -> Scores:
         return self.scorer.score_pictures(self.seen(gaussians, cameras))
 
-    def alignment(self, columns: float, rows: float) -> float:
-        """How many dB of foreground PSNR pictures displaced by this much gain over the best half-pixel step from there."""
-        size = self.scorer.test_views.size
-
-        def at(dx: float, dy: float) -> float:
-            return _number(self.scores(self.discs, shifted(self.scorer.cameras, dx, dy, size)), "psnr_foreground")
-
-        return at(columns, rows) - max(at(columns + dx, rows + dy) for dx, dy in HALF_PIXELS)
+    def offset(self, cameras: Cameras | None = None) -> tuple[float, float]:
+        """Columns and rows by which the masks of the truth's Gaussians lie off the true ones, the mean over views of the
+        distance of their centres. That a mask is larger all around changes nothing."""
+        apart = _centres(self.seen(self.discs, cameras).alpha) - _centres(self.scorer.test_views.alpha)
+        columns, rows = apart.nanmean(dim=0).tolist()
+        return columns, rows
 
     def truth(self) -> Scores:
         """Scores of the true pictures."""
@@ -231,7 +238,7 @@ def geometry_checks(bench: Bench) -> Iterator[Check]:
     other = seeded_draw(points, 2, POINTS)
     yield Check(f"truth against truth, {floor['points']} points each: cd_sum, the floor", floor["cd_sum"], high=0.08)
     for name in ("fscore_0.2", "fscore_0.1", "fscore_0.05"):
-        yield Check(f"truth against truth: {name}", floor[name], low=0.98 if name == "fscore_0.05" else 0.9999)
+        yield Check(f"truth against truth: {name}", floor[name], low=0.9 if name == "fscore_0.05" else 0.9999)
     step = np.array([SHIFT / truth.scale, 0.0, 0.0])
     moved = surface_scores(other + step, truth)["cd_sum"]
     yield Check(f"shifted by {SHIFT}: cd_sum", moved, low=0.2 * SHIFT, high=2 * SHIFT + floor["cd_sum"])
@@ -255,7 +262,9 @@ def gaussian_checks(bench: Bench) -> Iterator[Check]:
     for name in ("psnr", "psnr_foreground", "ssim"):
         yield Check(f"Gaussians on the true surface: {name}", _number(scores, name))
     yield Check("Gaussians on the true surface: mask_iou", _number(scores, "mask_iou"), low=0.85)
-    yield Check("Gaussians on the true surface: depth_error", _number(scores, "depth_error"), high=pixel)
+    yield Check("Gaussians on the true surface: depth_error", _number(scores, "depth_error"), high=2 * pixel)
+    for name, value in zip(("columns", "rows"), bench.offset(), strict=True):
+        yield Check(f"Gaussians on the true surface: {name} that their masks are off", value, -MOST_OFF, MOST_OFF)
     mesh = bench.scorer.mesh(bench.discs)
     assert mesh is not None
     geometry = bench.scorer.score_mesh(mesh)
@@ -271,19 +280,24 @@ def gaussian_checks(bench: Bench) -> Iterator[Check]:
 
 
 def planted_checks(bench: Bench) -> Iterator[Check]:
-    """Half a pixel and wrong axes: the truth shows none, and each that is planted is seen."""
-    truth = _number(bench.scores(bench.discs), "psnr_foreground")
-    yield Check("half a pixel: dB that the pictures lose by any step of it", bench.alignment(0, 0), low=0.1)
+    """Errors that are planted in a lopsided object: each is seen."""
+    truth, size = bench.scores(bench.discs), bench.scorer.test_views.size
+    foreground = _number(truth, "psnr_foreground")
     for columns, rows in HALF_PIXELS:
-        name = f"half a pixel planted ({columns:+g}, {rows:+g}): dB against the step that undoes it"
-        yield Check(name, bench.alignment(columns, rows), high=-0.1)
+        cameras, name = (
+            shifted(bench.scorer.cameras, columns, rows, size),
+            f"half a pixel planted ({columns:+g}, {rows:+g})",
+        )
+        yield Check(f"{name}: pixels seen", max(map(abs, bench.offset(cameras))), low=MOST_OFF)
+        lost = _number(truth, "psnr") - _number(bench.scores(bench.discs, cameras), "psnr")
+        yield Check(f"{name}: dB of PSNR lost", lost, low=0.1)
     for axis, name in enumerate(AXES):
         means, turns = bench.discs.means.clone(), bench.discs.quaternions.clone()
         means[:, axis] *= -1
         turns[:, 1:] *= -1
         turns[:, 1 + axis] *= -1  # the mirror image of a disc's turn
         flipped = _number(bench.scores(replace(bench.discs, means=means, quaternions=turns)), "psnr_foreground")
-        yield Check(f"world {name} flipped: dB lost", truth - flipped, low=1.0)
+        yield Check(f"world {name} flipped: dB lost", foreground - flipped, low=1.0)
     cameras = bench.scorer.cameras
     wrong: dict[str, Callable[[Tensor], Tensor]] = {
         "OpenGL cameras taken for OpenCV": lambda pose: pose @ OPENCV_TO_BLENDER,
@@ -293,7 +307,7 @@ def planted_checks(bench: Bench) -> Iterator[Check]:
         "world-to-camera taken for camera-to-world": lambda pose: torch.linalg.inv(pose),
     }
     for name, change in wrong.items():
-        lost = truth - _number(
+        lost = foreground - _number(
             bench.scores(bench.discs, replace(cameras, camera_to_world=change(cameras.camera_to_world))),
             "psnr_foreground",
         )
@@ -306,10 +320,10 @@ def planted_checks(bench: Bench) -> Iterator[Check]:
     yield Check("distance along the ray taken for planar depth: added depth_error", lost, low=0.001)
 
 
-def run(subject: Subject, settings: Sweep, perceptual: PerceptualMetrics) -> list[Check]:
-    """All checks of one subject."""
+def run(subject: Subject, settings: Sweep, perceptual: PerceptualMetrics, planted: bool = True) -> list[Check]:
+    """The checks of one subject; `planted` errors need a lopsided one, since a plate that is turned is the same plate."""
     bench = Bench(subject, settings, perceptual)
-    parts = (truth_checks, geometry_checks, gaussian_checks, planted_checks)
+    parts = (truth_checks, geometry_checks, gaussian_checks) + ((planted_checks,) if planted else ())
     return [check for part in parts for check in part(bench)]
 
 
@@ -325,7 +339,7 @@ def main(
 
     Args:
         params: the params file.
-        dataset: a sharded data set to take objects from; a made-up object by default.
+        dataset: a sharded data set to take objects from, beside the made-up one in which errors are planted.
         objects: how many of its objects, the first of the split.
         datasets: folder of the data sets.
         weights: file or folder of the LPIPS backbones.
@@ -335,13 +349,14 @@ def main(
     settings = parsed.sweep
     protocol.check_page()
     perceptual = load_perceptual("auto", weights)
-    subjects = iter([made_up(settings.image_size, settings.full_geometry)])
+    named = [("made up", made_up(settings.image_size, settings.full_geometry))]
     if dataset is not None:
-        subjects = stored(datasets / dataset / parsed.preset, settings.split, objects)
+        named += [(dataset, one) for one in stored(datasets / dataset / parsed.preset, settings.split, objects)]
     found: dict[str, list[Check]] = {}
-    for subject in subjects:
-        found[subject.key] = run(subject, settings, perceptual)
-        print(f"\n{subject.key}", *found[subject.key], sep="\n", flush=True)
+    for source, subject in named:
+        name = f"{source}: {subject.key}"
+        found[name] = run(subject, settings, perceptual, planted=source == "made up")
+        print(f"\n{name}", *found[name], sep="\n", flush=True)
     failed = [f"{key}: {check.name}" for key, checks in found.items() for check in checks if not check.passed]
     if output is not None:
         values = {key: {check.name: check.value for check in checks} for key, checks in found.items()}

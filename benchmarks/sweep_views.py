@@ -411,7 +411,10 @@ def report(sweep: DatasetSweep, rows: list[Row]) -> None:
 
 def input_lists(rows: list[Row]) -> dict[int, list[int]]:
     """Positions of the inputs of the first object, by view count."""
-    return {row["views"]: row["input_views"] for row in reversed(rows) if row["object"] == rows[0]["object"]}
+    found = {
+        row["views"]: row["input_views"] for row in rows if row["object"] == rows[0]["object"] and row["input_views"]
+    }
+    return dict(sorted(found.items()))
 
 
 def sweep(arguments: Arguments) -> dict[str, list[Row]]:
