@@ -44,6 +44,7 @@ class Spec:
         cameras: which cameras it is given, and in which convention.
         licence: of its code and weights.
         weights: where they are.
+        paper: its published numbers and how their protocol is known to differ; empty where there are none.
     """
 
     what: str
@@ -51,6 +52,7 @@ class Spec:
     cameras: str
     licence: str
     weights: str
+    paper: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,14 @@ def check_method(name: str) -> None:
 
 
 def sources(name: str) -> list[Path]:
-    """Files of a method's own code: its module, and those of this folder that it imports from."""
-    module = import_module(f"{__name__}.{name}")
-    used = {getattr(value, "__module__", None) for value in vars(module).values()} | {module.__name__}
-    return sorted(Path(__path__[0], f"{m.rpartition('.')[2]}.py") for m in used if m and m.startswith(f"{__name__}."))
+    """Files of a method's own code: its module, those of this folder that it imports from, those that they do."""
+    found, left = set(), {f"{__name__}.{name}"}
+    while left:
+        module = left.pop()
+        found.add(module)
+        used = {getattr(value, "__module__", None) for value in vars(import_module(module)).values()}
+        left |= {m for m in used if m and m.startswith(f"{__name__}.")} - found
+    return sorted(Path(__path__[0], f"{module.rpartition('.')[2]}.py") for module in found)
 
 
 def spec(name: str) -> Spec:
