@@ -204,6 +204,14 @@ def _notes(group: Record, passport: Record) -> str:
         f"[-1, 1]³ against a surface from: {surface}. <b>Memory</b>: {memory or 'not said'}.</p>",
         f"<p><b>Rows</b>: {counts}.</p>",
     ]
+    if floor := group["floor"]:
+        shown = ", ".join(f"{METRICS[n].label} {METRICS[n].text(v)}" for n, v in floor.items() if n in METRICS)
+        parts.append(
+            f"<p><b>Floor</b>: the truth against itself, {floor['points']:.0f} points each: {escape(shown)}.</p>"
+        )
+    differs = [escape(text) for texts in passport.get("deviations", []) for text in texts or ()]
+    name = escape(", ".join(map(str, passport.get("protocol", []))))
+    parts.append(f"<p><b>Protocol</b>: {name}{' with ' + '; '.join(differs) if differs else ''}.</p>")
     parts += [f"<p><b>{escape(method)}</b> returns no Gaussian, in any row.</p>" for method in group["empty_by_design"]]
     for metric, reasons in group["gaps"].items():
         for reason, count in reasons.items():

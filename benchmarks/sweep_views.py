@@ -258,6 +258,9 @@ class DatasetSweep:
                     append_row(self.rows_file, row | {"passport": passports[row["method"]]})
                     bar.update()
         rows = [row for row in read_rows(self.rows_file) if key_of(row) in asked]
+        if len({row["rig"] for row in rows}) > 1:
+            detail = "some objects have this project's cameras and some their own: no mean is over both"
+            raise BadInput("rigs_mixed", self.rows_file, detail, "keep them in two data sets")
         write_whole(self.output / "metrics.json", metrics_json(rows))
         write_whole(self.output / "curve.csv", curve_csv(rows))
         return rows

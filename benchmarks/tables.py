@@ -80,8 +80,11 @@ def _caption(source: str, summary: Record, sweep: str, name: str, group: Record,
     commits = ", ".join(str(commit)[:10] for commit in found["passport"].get("commit", ["unknown"]))
     devices = ", ".join(map(str, found["passport"].get("device", ["unknown device"])))
     what = sweep if name == sweep else f"{sweep}: {name}"
+    protocol = ", ".join(map(str, found["passport"].get("protocol", ["unknown protocol"])))
+    if any(found["passport"].get("deviations", [])):
+        protocol += " at smaller sizes"
     return [
-        f"**{what}**, {len(group['objects'])} objects, preset `{summary['preset']}`, {devices}, commit `{commits}` "
+        f"**{what}**, {len(group['objects'])} objects, preset `{summary['preset']}`, {protocol}, {devices}, commit `{commits}` "
         f"([{Path(source).name}]({source})): foreground PSNR (dB) by number of input views; the other columns are at "
         f"{group['views'][-1]} views."
     ]

@@ -17,6 +17,8 @@ PASS = {
         "processor": "made-up processor",
         "cores": 2,
         "seed": 0,
+        "settings": {"full_geometry": False},
+        "deviations": ["image_size 48, not 512"],
     },
     **{"versions": {"torch": "0"}, "memory": "made-up convention"},
 }

@@ -370,6 +370,11 @@ def test_an_object_with_native_cameras_is_measured_on_views_held_out_of_its_own(
     check_apart(seen[0], sample.cameras[list(range(24, 38))], "balls")
 
 
+def test_own_and_native_cameras_are_never_in_one_mean(run):
+    with pytest.raises(BadInput, match="rigs_mixed"):
+        run({"white": nothing}, Balls(BallSample("a", tests=False, rig="native"), BallSample("b")), objects=2)
+
+
 def test_pictures_smaller_than_those_to_compare_are_refused(run):
     with pytest.raises(BadInput, match="truth_too_small"):
         run({"white": nothing}, image_size=2 * SIZE)
