@@ -55,6 +55,7 @@ def test_a_check_fails_beyond_its_bounds_and_never_without_any():
     assert not Check("a", 1.0, low=2.0).passed
     assert not Check("a", 3.0, high=2.0).passed
     assert not Check("a", float("nan"), high=2.0).passed
+    assert not Check("a", float("nan"), low=2.0).passed
     assert Check("a", 3.0).passed
 
 
