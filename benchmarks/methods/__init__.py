@@ -117,13 +117,14 @@ def check_method(name: str) -> None:
 
 def sources(name: str) -> list[Path]:
     """Files of a method's own code: its module, those of this folder that it imports from, those that they do."""
-    found, left = set(), {f"{__name__}.{name}"}
+    found: dict[str, Path] = {}
+    left = {f"{__name__}.{name}"}
     while left:
-        module = left.pop()
-        found.add(module)
-        used = {getattr(value, "__module__", None) for value in vars(import_module(module)).values()}
-        left |= {m for m in used if m and m.startswith(f"{__name__}.")} - found
-    return sorted(Path(__path__[0], f"{module.rpartition('.')[2]}.py") for module in found)
+        module = import_module(left.pop())
+        found[module.__name__] = Path(str(module.__file__))
+        used = {getattr(value, "__module__", None) for value in vars(module).values()}
+        left |= {m for m in used if m and m.startswith(f"{__name__}.")} - found.keys()
+    return sorted(found.values())
 
 
 def spec(name: str) -> Spec:
