@@ -1,8 +1,10 @@
 """docs/add-a-method.md, followed to the letter: its file, its command, the rows that it promises."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from benchmarks.rows import code_hash
 from benchmarks.sweep_views import Arguments, sweep
 from geolrm.data.loader import ShardDataset
 
-PAGE = (Path(__file__).parents[2] / "docs" / "add-a-method.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "add-a-method.md").read_text()
 
 
 @pytest.fixture
@@ -50,6 +53,14 @@ def test_the_page_s_file_and_command_give_what_it_promises(ball, tiny_dataset, t
     shown = capsys.readouterr().out
     assert "truth against truth" in shown
     assert "geolrm-bench-v1 with image_size" in shown
+
+
+def test_the_page_s_first_command_makes_the_data(tiny_dataset):
+    (command,) = re.findall(r"^    (python -m pipelines.render_procedural .*)$", PAGE, re.MULTILINE)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        command.replace("python ", f"{sys.executable} "), shell=True, cwd=tiny_dataset, env=environment, check=True
+    )
 
 
 def test_a_change_in_the_file_or_in_what_it_imports_makes_its_rows_stale(ball, tmp_path):
