@@ -400,7 +400,7 @@ def report(sweep: DatasetSweep, rows: list[Row]) -> None:
     print(f"\n{title}: over the {len(common)} of {len(objects)} objects that every method reconstructed")
     print(table([row for row in rows if row["object"] in common]) if common != objects else "the same means")
     if floor := floor_means(rows):
-        text = " ".join(f"{name} {value:.4g}" for name, value in floor.items())
+        text = " ".join(f"{name} {value:.5g}" for name, value in floor.items())
         print(f"\n{title}: truth against truth, the floor of every distance: {text}")
     if found := protocol.deviations(sweep.settings):
         print(f"\n{title}: {protocol.PROTOCOL} with {'; '.join(found)}")
