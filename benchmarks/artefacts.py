@@ -1,9 +1,9 @@
 """Pictures, splat and mesh of one prediction, for eyes and viewers.
 
-In: renders and truth of the test views, the inputs, the Gaussians, the mesh. Out: a folder with `input.png`, `truth.png`,
+In: renders and truth of the test views, the inputs, the prediction, the mesh. Out: a folder with `input.png`, `truth.png`,
 `render.png`, `error.png` (grids, views in reading order, white background), `gaussians.ply` (standard 3DGS) and `mesh.glb`.
 Convention: error is the mean absolute error over channels, black 0 to white at `ERROR_WHITE`, through red and yellow. Trade:
-no file for a mesh without faces. Verified by the sizes and pixels of a sweep's files.
+no file for a mesh without faces, no splat of what is none. Verified by the sizes and pixels of a sweep's files.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.methods import Prediction
 from geolrm.gaussians import Gaussians
 from geolrm.metrics.image import error_map
 from geolrm.pictures import save_picture
@@ -47,13 +48,14 @@ def heat(error: Tensor) -> Tensor:
 
 
 def save_artefacts(
-    folder: Path, inputs: Tensor, renders: Tensor, truth: Tensor, gaussians: Gaussians, mesh: Mesh | None
+    folder: Path, inputs: Tensor, renders: Tensor, truth: Tensor, prediction: Prediction, mesh: Mesh | None
 ) -> None:
     """Write the files of one row; pictures are (V, 3, H, W) in [0, 1] on white."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {"input": inputs, "truth": truth, "render": renders, "error": heat(error_map(renders, truth))}
     for name, views in pictures.items():
         save_picture(grid(views), folder / f"{name}.png")
-    gaussians.save_ply(folder / "gaussians.ply")
+    if isinstance(prediction, Gaussians):
+        prediction.save_ply(folder / "gaussians.ply")
     if mesh is not None and len(mesh.faces):
         mesh.save_glb(folder / "mesh.glb")

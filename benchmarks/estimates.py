@@ -1,10 +1,11 @@
 """Result rows and training steps, aggregated: what the report, the README table and `docs/results/*.json` are made from.
 
 In: a results folder of one preset (`<stage>/steps.jsonl`, `sweep/<name>/rows.jsonl`). Out: one JSON-able summary: per sweep
-and group of objects the mean of every metric by method and view count with its 95 % interval, paired differences to the main
-method, status counts, gaps with their reasons, the passport. Convention: a group is one data set with one kind of true
-surface; objects are what intervals resample (percentile bootstrap, the same draws for every method, so that differences are
-paired). Trade: below three objects no interval is given. Verified against closed forms and by planting failures and gaps.
+and group of objects the mean of every metric by method and view count with its 95 % interval, over all objects and over those
+that every method reconstructed, paired differences of the main method to the others in every metric, status counts, gaps with
+their reasons, the passport. Convention: a group is one data set with one kind of true surface; objects are what intervals
+resample (`benchmarks.bootstrap`). Trade: below three objects no interval is given. Verified against closed forms and by
+planting failures and gaps.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.rows import GEOMETRY_METRICS
-from benchmarks.summary import common_objects
+from benchmarks.bootstrap import estimate, paired
+from benchmarks.rows import FULL_METRICS, GEOMETRY_METRICS
+from benchmarks.summary import common_objects, floor_means
 from geolrm.failures import BadInput
+from geolrm.metrics.geometry import THRESHOLDS
 from geolrm.tracking import STAGES, Record, flatten, numbers, read_records
 
-FORMAT = "geolrm-summary-1"  # of the summary file
+FORMAT = "geolrm-summary-2"  # of the summary file
+READABLE = ("geolrm-summary-1", FORMAT)  # whose means and passports lie at the same places
 MAIN = "geolrm"
 HEADLINE = "psnr_foreground"
-DRAWS = 2000  # bootstrap resamples
-FEWEST = 3  # objects that an interval needs
 
 
 @dataclass(frozen=True)
@@ -47,35 +49,26 @@ class Metric:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
 
+SURFACES = {"": "", "_100k": ", 100k points", "_visible": ", visible surface"}
 METRICS = {
     "psnr": Metric("PSNR", 2, True, "dB"),
+    "psnr_pooled": Metric("PSNR, pooled", 2, True, "dB"),
     "psnr_foreground": Metric("Foreground PSNR", 2, True, "dB"),
     "ssim": Metric("SSIM", 3, True),
-    "lpips_alex": Metric("LPIPS AlexNet", 3, False),
     "lpips_vgg": Metric("LPIPS VGG", 3, False),
-    "cd_sum": Metric("Chamfer, sum", 3, False),
-    "cd_mean": Metric("Chamfer, mean", 3, False),
-    "fscore_0.2": Metric("F-score @ 0.2", 3, True),
-    "fscore_0.1": Metric("F-score @ 0.1", 3, True),
-    "fscore_0.05": Metric("F-score @ 0.05", 3, True),
+    "lpips_alex": Metric("LPIPS AlexNet", 3, False),
+    "mask_iou": Metric("Mask IoU", 3, True),
+    "depth_error": Metric("Depth error", 4, False),
+    **{f"cd_sum{end}": Metric(f"Chamfer, sum{of}", 3, False) for end, of in SURFACES.items()},
+    **{f"cd_mean{end}": Metric(f"Chamfer, mean{of}", 3, False) for end, of in SURFACES.items()},
+    **{
+        f"fscore_{t:g}{end}": Metric(f"F-score @ {t:g}{of}", 3, True)
+        for end, of in SURFACES.items()
+        for t in THRESHOLDS
+    },
     "latency_s": Metric("Latency", 3, False, "s"),
     "peak_memory_bytes": Metric("Peak memory", 0, False, "MiB", 2.0**-20),
 }
-
-
-def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
-    """95 % bootstrap interval of the mean of `values` (n,), None below three; the draws depend on n and seed only."""
-    if len(values) < FEWEST or not np.isfinite(values).all():
-        return None
-    draws = np.random.default_rng(seed).integers(len(values), size=(DRAWS, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def estimate(values: list[float]) -> Record:
-    """Mean with interval: {"mean", "low", "high", "n"}; low and high are null where there is no interval."""
-    low, high = interval(np.asarray(values, dtype=np.float64)) or (None, None)
-    return {"mean": float(np.mean(values)), "low": low, "high": high, "n": len(values)}
 
 
 def main_method(rows: list[Record]) -> str:
@@ -115,6 +108,7 @@ def summarise_group(rows: list[Record], main: str) -> Record:
         "surface": sorted({str(row.get("surface")) for row in rows}),
         "methods": {m: {v: _summarise_cell(cell, common) for v, cell in cells[m].items()} for m in order},
         "differences": _differences(rows, main),
+        "floor": floor_means(rows),
         "status": dict(Counter(str(row["status"]) for row in rows)),
         "empty_by_design": _empty_by_design(rows),
         "failures": _failures(rows),
@@ -128,20 +122,24 @@ def _summarise_cell(rows: list[Record], common: set[str]) -> Record:
         values = {str(row["object"]): numbers(row)[name] for row in rows if name in numbers(row)}
         if values:
             shared = [value for key, value in values.items() if key in common]
-            metrics[name] = estimate(list(values.values())) | {
-                "mean_common": float(np.mean(shared)) if shared else None
-            }
+            common_mean = estimate(shared) if shared else None
+            metrics[name] = estimate(list(values.values())) | {"common": common_mean}
     return {"status": dict(Counter(str(row["status"]) for row in rows)), "metrics": metrics}
 
 
 def _differences(rows: list[Record], main: str) -> Record:
-    """Main method minus each other one in the headline metric, paired by object: method -> view count -> estimate."""
-    table = {(r["method"], r["views"], r["object"]): numbers(r)[HEADLINE] for r in rows if HEADLINE in numbers(r)}
-    paired: dict[str, dict[str, list[float]]] = {}
-    for (method, views, key), value in table.items():
-        if method != main and (main, views, key) in table:
-            paired.setdefault(method, {}).setdefault(str(views), []).append(table[main, views, key] - value)
-    return {method: {v: estimate(values) for v, values in by_views.items()} for method, by_views in paired.items()}
+    """Main method minus each other one, paired by object: method -> view count -> metric -> estimate."""
+    table: dict[tuple[str, int, str], dict[str, float]] = {}
+    for row in rows:
+        for name, value in numbers(row).items():
+            table.setdefault((row["method"], row["views"], name), {})[str(row["object"])] = value
+    result: Record = {}
+    for method, views, name in table:
+        ours = table.get((main, views, name))
+        found = paired(ours, table[method, views, name]) if method != main and name in METRICS and ours else None
+        if found is not None:
+            result.setdefault(method, {}).setdefault(str(views), {})[name] = found
+    return result
 
 
 def _empty_by_design(rows: list[Record]) -> list[str]:
@@ -164,14 +162,16 @@ def _gaps(rows: list[Record]) -> Record:
     gaps: dict[str, Counter[str]] = {}
     for row in rows:
         for name in METRICS:
-            if row.get(name) is None and row["status"] in ("ok", "empty"):
+            not_asked = name in FULL_METRICS and all(other.get(name) is None for other in rows)
+            if row.get(name) is None and row["status"] in ("ok", "empty") and not not_asked:
                 gaps.setdefault(name, Counter())[gap_reason(row, name)] += 1
     return {name: dict(reasons) for name, reasons in gaps.items()}
 
 
 def gap_reason(row: Record, metric: str) -> str:
     """Why `metric` is null in `row`: the part of its reason that names the metric or its kind, else the whole reason."""
-    about = (metric, "geometry") if metric in GEOMETRY_METRICS else (metric,)
+    own = tuple(end for end in ("100k", "visible") if metric.endswith(f"_{end}"))
+    about = (metric, *own, "geometry") if metric in GEOMETRY_METRICS else (metric,)
     parts = [part for part in str(row["reason"]).split("; ") if part.startswith(about)]
     return parts[0].partition(": ")[2] if parts else str(row["reason"]) or "no reason recorded"
 

@@ -1,7 +1,7 @@
 """What one reconstruction costs: seconds and bytes, of the method alone.
 
-In: a method and its input views, already on its device. Out: Gaussians, median seconds, peak bytes. Convention: after a
-warm-up that is not counted, three timed runs, fewer where they would take more than a second on a CPU (`runs` says how many);
+In: a method and its input views, already on its device. Out: what it made, median seconds, peak bytes. Convention: after a
+warm-up that is not counted, three timed runs, fewer where they would take longer than `BUDGETS` (`runs` says how many);
 CUDA events and allocated memory on a GPU, wall time and the process's peak resident memory, marked as such, on a CPU. Trade:
 resident memory holds everything else in the process too. Verified by a method of known duration and known allocation.
 """
@@ -16,21 +16,20 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.methods import Method
-from geolrm.gaussians import Gaussians
+from benchmarks.methods import Method, Prediction
 from geolrm.views import Views
 
 RUNS = 3
-CPU_BUDGET = 1.0  # seconds of timed runs
+BUDGETS = {"cpu": 1.0, "cuda": 10.0}  # seconds of timed runs
 CPU_MEMORY = "peak resident memory of the whole process"
 CUDA_MEMORY = "peak memory allocated on the device"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Attributes: `gaussians`; `latency_s` median seconds of `runs`; `peak_memory_bytes` of the first of them."""
+    """Attributes: `prediction`; `latency_s` median seconds of `runs`; `peak_memory_bytes` of the first of them."""
 
-    gaussians: Gaussians
+    prediction: Prediction
     latency_s: float
     runs: int
     peak_memory_bytes: int
@@ -53,18 +52,18 @@ def _resident_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _timed(method: Method, views: Views) -> tuple[Gaussians, float]:
+def _timed(method: Method, views: Views) -> tuple[Prediction, float]:
     if views.colour.device.type != "cuda":
         start = time.perf_counter()
-        gaussians = method.reconstruct(views)
-        return gaussians, time.perf_counter() - start
+        prediction = method.reconstruct(views)
+        return prediction, time.perf_counter() - start
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     first.record()
-    gaussians = method.reconstruct(views)
+    prediction = method.reconstruct(views)
     last.record()
     torch.cuda.synchronize()
-    return gaussians, first.elapsed_time(last) / 1000
+    return prediction, first.elapsed_time(last) / 1000
 
 
 @torch.no_grad()
@@ -77,9 +76,9 @@ def measure(method: Method, views: Views, warm_up: bool) -> Measured:
         torch.cuda.reset_peak_memory_stats()
     else:
         _reset_resident_peak()
-    gaussians, seconds = _timed(method, views)
+    prediction, seconds = _timed(method, views)
     peak = torch.cuda.max_memory_allocated() if on_cuda else _resident_peak()
     times = [seconds]
-    while len(times) < RUNS and (on_cuda or sum(times) + seconds <= CPU_BUDGET):
+    while len(times) < RUNS and sum(times) + seconds <= BUDGETS["cuda" if on_cuda else "cpu"]:
         times.append(_timed(method, views)[1])
-    return Measured(gaussians, statistics.median(times), len(times), peak)
+    return Measured(prediction, statistics.median(times), len(times), peak)

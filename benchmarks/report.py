@@ -143,9 +143,9 @@ def _means_table(group: Record, main: str) -> str:
     for method, cells in group["methods"].items():
         for views, cell in cells.items():
             metrics = cell["metrics"]
-            common = metrics.get(HEADLINE, {}).get("mean_common")
+            common = metrics.get(HEADLINE, {}).get("common")
             ok, count = cell["status"].get("ok", 0), sum(cell["status"].values())
-            line = [words(method), Cell(views, int(views)), Cell(METRICS[HEADLINE].text(common), common)]
+            line = [words(method), Cell(views, int(views)), _estimate_cell(HEADLINE, common, None)]
             for name in shown:
                 line.append(_estimate_cell(name, metrics.get(name), best[int(views), name]))
             style = "" if ok == count or method in group["empty_by_design"] else "bad"
@@ -184,7 +184,7 @@ def _differences_table(group: Record) -> str:
     for method, by_views in group["differences"].items():
         cells = [words(method)]
         for views in group["views"]:
-            point = by_views.get(str(views))
+            point = by_views.get(str(views), {}).get(HEADLINE)
             if point is None:
                 cells.append(Cell("–"))
                 continue
@@ -204,6 +204,14 @@ def _notes(group: Record, passport: Record) -> str:
         f"[-1, 1]³ against a surface from: {surface}. <b>Memory</b>: {memory or 'not said'}.</p>",
         f"<p><b>Rows</b>: {counts}.</p>",
     ]
+    if floor := group["floor"]:
+        shown = ", ".join(f"{METRICS[n].label} {METRICS[n].text(v)}" for n, v in floor.items() if n in METRICS)
+        parts.append(
+            f"<p><b>Floor</b>: the truth against itself, {floor['points']:.0f} points each: {escape(shown)}.</p>"
+        )
+    differs = [escape(text) for texts in passport.get("deviations", []) for text in texts or ()]
+    name = escape(", ".join(map(str, passport.get("protocol", []))))
+    parts.append(f"<p><b>Protocol</b>: {name}{' with ' + '; '.join(differs) if differs else ''}.</p>")
     parts += [f"<p><b>{escape(method)}</b> returns no Gaussian, in any row.</p>" for method in group["empty_by_design"]]
     for metric, reasons in group["gaps"].items():
         for reason, count in reasons.items():

@@ -24,14 +24,21 @@ from geolrm.metrics.geometry import THRESHOLDS
 Row = dict[str, Any]
 Key = tuple[str, str, int]  # method, object, number of input views
 
-PICTURE_METRICS = ("psnr", "psnr_foreground", "ssim", "lpips_alex", "lpips_vgg")
-GEOMETRY_METRICS = ("cd_sum", "cd_mean", *(f"{m}_{t:g}" for m in ("fscore", "precision", "recall") for t in THRESHOLDS))
+PICTURE_METRICS = (
+    *("psnr", "psnr_pooled", "psnr_foreground", "ssim", "lpips_vgg", "lpips_alex"),
+    *("mask_iou", "depth_error"),
+)
+SURFACE_METRICS = ("cd_sum", "cd_mean", *(f"{m}_{t:g}" for m in ("fscore", "precision", "recall") for t in THRESHOLDS))
+FULL_METRICS = tuple(
+    f"{name}{end}" for end in ("_100k", "_visible") for name in SURFACE_METRICS
+)  # settings ask for them
+GEOMETRY_METRICS = SURFACE_METRICS + FULL_METRICS
 COST_METRICS = ("latency_s", "peak_memory_bytes")
 METRICS = PICTURE_METRICS + GEOMETRY_METRICS + COST_METRICS
 FIELDS = (
-    *("method", "dataset", "split", "object", "views", "input_views", "test_views"),
+    *("method", "dataset", "split", "object", "views", "inputs", "input_views", "rig", "test_views"),
     *METRICS,
-    *("latency_runs", "gaussians", "surface", "status", "reason", "seed", "passport"),
+    *("latency_runs", "gaussians", "surface", "floor", "status", "reason", "seed", "passport"),
 )
 STATUSES = {
     "ok": "scored as measured",
@@ -45,6 +52,8 @@ PASSPORT = (
     *(
         "protocol",
         "protocol_hash",
+        "settings",
+        "deviations",
         "dataset_hash",
         "checkpoint_hash",
         "commit",
@@ -55,7 +64,17 @@ PASSPORT = (
     ),
     *("code_hash", "lpips", "memory"),
 )
-IDENTITY = ("protocol_hash", "dataset_hash", "checkpoint_hash", "code_hash", "lpips", "device", "precision", "seed")
+IDENTITY = (
+    "protocol_hash",
+    "settings",
+    "dataset_hash",
+    "checkpoint_hash",
+    "code_hash",
+    "lpips",
+    "device",
+    "precision",
+    "seed",
+)
 
 
 def digest(content: Any) -> str:
@@ -80,10 +99,11 @@ def check_row(row: Row) -> None:
         raise ValueError(f"the passport lacks {sorted(absent)}")
     if row["status"] not in STATUSES:
         raise ValueError(f"unknown status {row['status']!r}")
+    asked = METRICS if (row["passport"]["settings"] or {}).get("full_geometry") else set(METRICS) - set(FULL_METRICS)
     numbers = {name: row[name] for name in METRICS}
     if wrong := {name: value for name, value in numbers.items() if value is not None and not math.isfinite(value)}:
         raise ValueError(f"not finite: {wrong}")
-    if not row["reason"] and (row["status"] != "ok" or None in numbers.values()):
+    if not row["reason"] and (row["status"] != "ok" or any(numbers[name] is None for name in asked)):
         raise ValueError(f"status {row['status']} or a null without a reason: {numbers}")
 
 

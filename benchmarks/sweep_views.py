@@ -1,15 +1,15 @@
 """The sweep over input view counts: every method, object and view count gives one result row.
 
 In: shards of a data set with test views, the methods of `benchmarks/methods`, the section `sweep` of params.yaml. Out, under
-`results/<preset>/sweep/<data set>/`: `rows.jsonl`, `metrics.json`, `curve.csv`, `protocol.json`, `artefacts/`. Convention: V
-inputs are the views floor(24 i / V) of the 24-view orbit; the targets are the test views, never among the inputs. A row that
+`results/<preset>/sweep/<data set>/`: `rows.jsonl`, `metrics.json`, `curve.csv`, `protocol.json`, `artefacts/`. Convention: the
+protocol is docs/protocol.md; each set of inputs but the first, `orbit`, has a folder of its own, `<data set>-<inputs>`; the
+targets are the test views, or those that a source's own cameras leave, never among the inputs. A row that
 is there and holds is kept, so that an interrupted sweep goes on where it stopped. Trade: all methods share one process; on a
 CPU their memory is the process's. Verified by truth as prediction, planted errors, interruptions, and failing methods.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import traceback
@@ -22,26 +22,28 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from benchmarks import protocol
 from benchmarks.artefacts import artefact_folder, save_artefacts
+from benchmarks.inputs import InputSet, ViewPlan
 from benchmarks.measure import CPU_MEMORY, CUDA_MEMORY, Measured, measure
 from benchmarks.methods import Context, Method, NotApplicable, check_method, load_method, sources
-from benchmarks.rows import METRICS, Key, Row, append_row, code_hash, digest, identity, key_of, read_rows, write_rows
-from benchmarks.scores import BACKGROUND, Scorer
-from benchmarks.summary import common_objects, curve_csv, metrics_json, table
+from benchmarks.rows import METRICS, Key, Row, append_row, code_hash, identity, key_of, read_rows, write_rows
+from benchmarks.scores import BACKGROUND, Scorer, Scores
+from benchmarks.splits import split_list
+from benchmarks.summary import common_objects, curve_csv, floor_means, metrics_json, table
 from geolrm.cameras import Cameras
 from geolrm.config import Params, Sweep, load_params
 from geolrm.data.loader import Sample, ShardDataset
-from geolrm.data.rig import ORBIT_VIEWS, orbit_inputs
+from geolrm.data.rig import ORBIT_VIEWS
 from geolrm.failures import BadInput
 from geolrm.files import sha256_of, write_whole
-from geolrm.metrics import geometry, image
-from geolrm.metrics.geometry import TrueSurface
+from geolrm.gaussians import Gaussians
 from geolrm.metrics.perceptual import PerceptualMetrics, load_perceptual
 from geolrm.passport import passport
 from geolrm.views import Views
 
-PROTOCOL = "geolrm-sweep-v1"
 SAME_POSE = 1e-4
+LIST_SPLIT = "test"  # of the catalog, where the objects of the benchmark's lists lie
 # What a method's own code, or the memory of the machine, may raise; anything else is a defect and stops the sweep.
 METHOD_ERRORS = (RuntimeError, ValueError, ArithmeticError, LookupError, MemoryError)
 
@@ -59,13 +61,15 @@ class Arguments:
     dataset: tuple[str, ...] = ("procedural",)
     """One or several data sets, folders of datasets/ that `pipelines.shard` has sharded (their catalog.parquet must exist)."""
     views: tuple[int, ...] | None = None
-    """Numbers of input views, 1 to 24, drawn at floor(24 i / V) from the orbit."""
+    """Numbers of input views, 1 to 24."""
+    inputs: tuple[InputSet, ...] | None = None
+    """Sets of input views: orbit (evenly around the object), nested (one order, each prefix well spread), random."""
     methods: tuple[str, ...] | None = None
     """Methods to run: modules of benchmarks/methods."""
     objects: int | None = None
     """How many objects, the first of the split."""
     split: str | None = None
-    """Which split of the data set."""
+    """Which objects: a split of the data set (test), or one of the benchmark's lists, such as gso-100."""
     artefacts: int | None = None
     """Of how many objects, the first of the split, pictures, splats and meshes are kept."""
     lpips: Literal["auto", "required"] | None = None
@@ -80,36 +84,6 @@ class Arguments:
     """Where to write, one folder per data set (results/<preset>/sweep)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
-
-
-def protocol(settings: Sweep) -> dict[str, Any]:
-    """Everything that decides a score apart from data, method and weights; its hash is in every row."""
-    from geolrm import meshing
-
-    return {
-        "name": PROTOCOL,
-        "inputs": {str(count): orbit_inputs(count) for count in range(1, ORBIT_VIEWS + 1)},
-        "targets": "all test views of the data set, none of them an input",
-        "pictures": {
-            "image_size": settings.image_size,
-            "background": BACKGROUND,
-            "order": "resized premultiplied, then composited; renders clamped to [0, 1]",
-            "psnr": {"range": 1, "max": image.PSNR_MAX, "mean": "per view, then object"},
-            "psnr_foreground": "true alpha > 0.5",
-            "ssim": {"window": image.SSIM_WINDOW, "sigma": image.SSIM_SIGMA, "k": image.SSIM_K, "range": 1},
-            "lpips": "0.1, inputs in [-1, 1]",
-        },
-        "geometry": {
-            "box": "[-1, 1]^3 by the truth's box, no alignment",
-            "points": geometry.POINTS,
-            "thresholds": geometry.THRESHOLDS,
-            "distance": "unsquared",
-            "missing": geometry.missing_surface(),
-            "mesh": settings.mesh.model_dump(),
-            "fusion": {"radius": meshing.RADIUS, "fov": meshing.FOV, "truncation": meshing.TRUNCATION},
-        },
-        "max_anchors": settings.max_anchors,
-    }
 
 
 def check_apart(inputs: Cameras, tests: Cameras, where: object) -> None:
@@ -135,6 +109,8 @@ class DatasetSweep:
     device: torch.device
     dataset_hash: str
     listed: Sweep | None = None  # the params file's section where the command line asks for others: its rows stay too
+    inputs: InputSet = "orbit"
+    names: list[str] | None = None  # objects of the split where it is a list, in its order
     dropped: dict[str, str] = field(default_factory=dict)
     _warm: set[tuple[str, int]] = field(default_factory=set)
 
@@ -143,8 +119,20 @@ class DatasetSweep:
         return self.params.sweep
 
     @property
+    def split_keys(self) -> list[str]:
+        return self.names or list(self.data.keys)
+
+    @property
     def keys(self) -> list[str]:
-        return list(self.data.keys)[: self.settings.objects]
+        return self.split_keys[: self.settings.objects]
+
+    def check_objects(self) -> None:
+        """Raise `BadInput` if objects that the sweep is asked for are not there: a mean over some is not that of the list."""
+        absent = [key for key in self.keys if key not in set(self.data.keys)]
+        if absent:
+            detail = f"{len(absent)} of its first {len(self.keys)} objects are not here, {absent[0]} for one"
+            remedy = "fetch, render and shard them, or ask for fewer --objects"
+            raise BadInput("split_incomplete", f"{self.name}/{self.settings.split}", detail, remedy)
 
     @property
     def named(self) -> list[str]:
@@ -157,11 +145,20 @@ class DatasetSweep:
 
     def other_views(self, key: str, count: int) -> Views:
         """Input views of the next object of the split, chosen as those of `key` are."""
-        keys = list(self.data.keys)
+        here = set(self.data.keys)
+        keys = [name for name in self.split_keys if name in here]
         if len(keys) < 2:
             raise NotApplicable("one_object", f"{self.name}/{key}", "the split holds no other object")
         sample = self.data.sample(keys[(keys.index(key) + 1) % len(keys)])
-        return sample.views(sample.orbit_inputs(count))
+        return sample.views(self.plan(sample).inputs(self.inputs, count))
+
+    def plan(self, sample: Sample) -> ViewPlan:
+        """Which views of an object are given and which are held out. Raises `BadInput` for one without views to measure on."""
+        native = sample.meta.get("rig") == "native"
+        if sample.test_cameras is None and not native:
+            detail, remedy = "the data set has no test views to measure on", "render it with this project's rig"
+            raise BadInput("no_test_views", f"{self.name}/{sample.key}", detail, remedy)
+        return ViewPlan.of(sample.key, sample.cameras, sample.roles, has_tests=not native)
 
     def load_methods(self) -> dict[str, Method | str]:
         """Every method asked for, or in its place the reason why it cannot run here."""
@@ -179,8 +176,10 @@ class DatasetSweep:
         """The passport of a method's rows."""
         on_cuda = self.device.type == "cuda"
         return passport(
-            protocol=PROTOCOL,
-            protocol_hash=digest(protocol(self.settings)),
+            protocol=protocol.PROTOCOL,
+            protocol_hash=protocol.protocol_hash(),
+            settings=self.settings.model_dump(include={*protocol.SETTINGS, "max_anchors"}) | {"inputs": self.inputs},
+            deviations=protocol.deviations(self.settings),
             dataset_hash=self.dataset_hash,
             checkpoint_hash=method.checkpoint if isinstance(method, Method) else None,
             code_hash=code_hash(sources(name)),
@@ -205,7 +204,7 @@ class DatasetSweep:
 
     def asked(self, settings: Sweep) -> set[Key]:
         """The rows that these settings ask for."""
-        keys = list(self.data.keys)[: settings.objects]
+        keys = self.split_keys[: settings.objects] if self.inputs in settings.inputs else []
         return {(method, key, views) for method in settings.methods for key in keys for views in settings.views}
 
     def kept(self, passports: dict[str, dict[str, Any]]) -> set[Key]:
@@ -231,24 +230,25 @@ class DatasetSweep:
             return True
         return artefact_folder(self.output, *key_of(row)).exists()
 
-    def scorer(self, sample: Sample) -> Scorer:
-        """The truth of one object. Raises `BadInput` for an object without test views."""
-        if sample.test_cameras is None:
-            detail, remedy = "the data set has no test views to measure on", "render it with this project's rig"
-            raise BadInput("no_test_views", f"{self.name}/{sample.key}", detail, remedy)
+    def scorer(self, sample: Sample, plan: ViewPlan) -> Scorer:
+        """The truth of one object. Raises `BadInput` for pictures smaller than those to compare."""
         size = self.settings.image_size
-        tests = sample.test_views().resized(size, size).to(self.device)
-        surface = None
+        tests = sample.views(plan.held_out) if plan.held_out else sample.test_views()
+        if min(tests.size) < size:
+            detail = f"pictures of {tests.size[0]} x {tests.size[1]} pixels, to be compared at {size}"
+            raise BadInput("truth_too_small", f"{self.name}/{sample.key}", detail, "render larger, or lower image_size")
+        points = None
         if sample.points is not None and len(sample.points):
-            surface = TrueSurface.from_points(torch.as_tensor(sample.points).cpu().numpy(), self.settings.seed)
-        return Scorer(tests, surface, self.settings, self.perceptual)
+            points = torch.as_tensor(sample.points).double().cpu().numpy()
+        return Scorer(tests.resized(size, size).to(self.device), points, self.settings, self.perceptual)
 
     def run(self) -> list[Row]:
         """Make the missing rows, write the summaries, return the rows asked for."""
+        self.check_objects()
         methods = self.load_methods()
         passports = {name: self.passport_of(name, method) for name, method in methods.items()}
         done = self.kept(passports)
-        write_whole(self.output / "protocol.json", json.dumps(protocol(self.settings), indent=1) + "\n")
+        write_whole(self.output / "protocol.json", protocol.block() + "\n")
         asked = self.asked(self.settings)
         missing = asked - done
         with tqdm(total=len(missing), desc=f"sweep {self.name}", unit="row") as bar:
@@ -258,6 +258,9 @@ class DatasetSweep:
                     append_row(self.rows_file, row | {"passport": passports[row["method"]]})
                     bar.update()
         rows = [row for row in read_rows(self.rows_file) if key_of(row) in asked]
+        if len({row["rig"] for row in rows}) > 1:
+            detail = "some objects have this project's cameras and some their own: no mean is over both"
+            raise BadInput("rigs_mixed", self.rows_file, detail, "keep them in two data sets")
         write_whole(self.output / "metrics.json", metrics_json(rows))
         write_whole(self.output / "curve.csv", curve_csv(rows))
         return rows
@@ -265,33 +268,37 @@ class DatasetSweep:
     def _object_rows(self, key: str, wanted: list[tuple[int, str]], methods: dict[str, Method | str]) -> Iterator[Row]:
         try:
             sample = self.data.sample(key)
-            scorer = self.scorer(sample)
+            plan = self.plan(sample)
+            scorer = self.scorer(sample, plan)
         except BadInput as error:
-            if error.reason == "no_test_views":
+            if error.reason in ("no_test_views", "truth_too_small"):
                 raise
             self.dropped[key] = str(error)  # without a truth there is nothing to score any method by
             return
         for count, name in wanted:
-            yield self._row(sample, scorer, count, name, methods[name])
+            yield self._row(sample, plan, scorer, count, name, methods[name])
 
-    def _row(self, sample: Sample, scorer: Scorer, count: int, name: str, method: Method | str) -> Row:
+    def _row(self, sample: Sample, plan: ViewPlan, scorer: Scorer, count: int, name: str, method: Method | str) -> Row:
         row: Row = dict.fromkeys(METRICS) | {
             "method": name,
             "dataset": self.name,
             "split": self.settings.split,
             "object": sample.key,
             "views": count,
+            "inputs": self.inputs,
             "input_views": [],
+            "rig": sample.meta.get("rig", "unknown"),
             "test_views": len(scorer.cameras),
             "latency_runs": 0,
             "gaussians": None,
-            "surface": sample.meta.get("surface", "unknown") if scorer.surface is not None else "none",
+            "surface": sample.meta.get("surface", "unknown") if scorer.points is not None else "none",
+            "floor": scorer.floor,
             "seed": self.settings.seed,
         }
         if isinstance(method, str):
             return row | {"status": "not_installed", "reason": method}
         try:
-            row["input_views"] = sample.orbit_inputs(count)
+            row["input_views"] = plan.inputs(self.inputs, count)
             inputs = sample.views(row["input_views"]).to(self.device)
             check_apart(inputs.cameras, scorer.cameras.to(self.device), f"{self.name}/{sample.key}")
             measured = measure(method, inputs, warm_up=(name, count) not in self._warm)
@@ -323,41 +330,52 @@ class DatasetSweep:
 
     def _scored(self, measured: Measured, inputs: Views, scorer: Scorer, folder: Path | None) -> Row:
         """Scores, status and costs of a prediction; its files go to `folder`, if any."""
-        gaussians = measured.gaussians.detach()
-        finite = all(bool(torch.isfinite(tensor).all()) for tensor in gaussians.tensors)
-        costs = {
+        prediction = measured.prediction
+        costs: Row = {
             "latency_s": measured.latency_s,
             "latency_runs": measured.runs,
             "peak_memory_bytes": measured.peak_memory_bytes,
-            "gaussians": len(gaussians),
         }
-        if not finite:
-            reason = self._reason("not_finite: a Gaussian holds NaN or infinity", scorer)
+        if isinstance(prediction, Gaussians):
+            prediction = prediction.detach()
+            costs["gaussians"] = len(prediction)
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in prediction.tensors):
+                reason = self._reason("not_finite: a Gaussian holds NaN or infinity", scorer)
+                return scorer.nothing | costs | {"status": "failed", "reason": reason}
+        rendering = scorer.rendering(prediction)
+        if not all(bool(torch.isfinite(part).all()) for part in (rendering.colour, rendering.alpha, rendering.depth)):
+            reason = self._reason("not_finite: a picture holds NaN or infinity", scorer)
             return scorer.nothing | costs | {"status": "failed", "reason": reason}
-        pictures = scorer.pictures(gaussians)
-        mesh = scorer.mesh(gaussians) if len(gaussians) and (scorer.surface is not None or folder) else None
+        empty = not len(prediction) if isinstance(prediction, Gaussians) else not bool((rendering.alpha > 0).any())
+        mesh = scorer.mesh(prediction) if not empty and (scorer.points is not None or folder) else None
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
             seen = inputs.resized(*scorer.test_views.size).composited(BACKGROUND)
-            save_artefacts(folder, seen, pictures, scorer.truth, gaussians, mesh)
-        if not len(gaussians):
-            return scorer.nothing | costs | {"status": "empty", "reason": self._reason("no Gaussians", scorer)}
-        scores: Row = dict(scorer.score_pictures(pictures))
+            save_artefacts(folder, seen, rendering.colour, scorer.truth, prediction, mesh)
+        if empty:
+            nothing = "no Gaussians" if isinstance(prediction, Gaussians) else "nothing in any test view"
+            return scorer.nothing | costs | {"status": "empty", "reason": self._reason(nothing, scorer)}
+        scores: Scores = dict(scorer.score_pictures(rendering))
         reason = ""
-        if mesh is not None and scorer.surface is not None:
+        if not isinstance(prediction, Gaussians) and prediction.mesh is None:
+            scores["depth_error"] = None
+            reason = "geometry: the method claims no surface; depth_error: likewise"
+        elif mesh is not None and scorer.points is not None:
             scores |= scorer.score_mesh(mesh)
-            reason = "" if len(mesh.faces) else "mesh_empty: no surface in the fused depth"
+            reason = "" if len(mesh.faces) else "mesh_empty: no surface to measure"
         return scores | costs | {"status": "ok", "reason": self._reason(reason, scorer)}
 
     def _reason(self, own: str, scorer: Scorer) -> str:
         """A row's reason, with those of its nulls: absent weights, absent truth."""
-        surface = [] if scorer.surface is not None else ["geometry: the data set has no true surface"]
-        return "; ".join(filter(None, [own, *self.perceptual.missing.values(), *surface]))
+        return "; ".join(filter(None, [own, *scorer.gaps]))
 
 
 def with_arguments(params: Params, arguments: Arguments) -> Params:
     """The params with the section `sweep` as the command line asks for it; every value checked."""
-    asked = {name: getattr(arguments, name) for name in ("views", "methods", "objects", "split", "artefacts", "lpips")}
+    asked = {
+        name: getattr(arguments, name)
+        for name in ("views", "inputs", "methods", "objects", "split", "artefacts", "lpips")
+    }
     changes = {name: list(v) if isinstance(v, tuple) else v for name, v in asked.items() if v is not None}
     settings = Sweep.model_validate({**params.sweep.model_dump(), **changes})
     if wrong := [count for count in settings.views if count > ORBIT_VIEWS]:
@@ -375,12 +393,17 @@ def open_dataset(folder: Path, split: str) -> tuple[ShardDataset, str]:
 
 
 def report(sweep: DatasetSweep, rows: list[Row]) -> None:
-    """Print the means, and everything that did not go well."""
-    print(f"\n{sweep.name}: means over all objects, failures scored as white pictures and no surface\n{table(rows)}")
-    common = common_objects(rows)
-    if common != {row["object"] for row in rows}:
-        print(f"\n{sweep.name}: over the {len(common)} objects that every method reconstructed")
-        print(table([row for row in rows if row["object"] in common]))
+    """Print the means, over all objects and over the common ones, the floor, and everything that did not go well."""
+    title = f"{sweep.name}, {sweep.inputs} inputs"
+    print(f"\n{title}: means over all objects, failures scored as white pictures and no surface\n{table(rows)}")
+    objects, common = {row["object"] for row in rows}, common_objects(rows)
+    print(f"\n{title}: over the {len(common)} of {len(objects)} objects that every method reconstructed")
+    print(table([row for row in rows if row["object"] in common]) if common != objects else "the same means")
+    if floor := floor_means(rows):
+        text = " ".join(f"{name} {value:.5g}" for name, value in floor.items())
+        print(f"\n{title}: truth against truth, the floor of every distance: {text}")
+    if found := protocol.deviations(sweep.settings):
+        print(f"\n{title}: {protocol.PROTOCOL} with {'; '.join(found)}")
     for row in rows:
         if row["status"] in ("failed", "out_of_memory"):
             print(f"!!! {row['method']}, {row['object']}, {row['views']} views: {row['status']}: {row['reason']}")
@@ -389,25 +412,40 @@ def report(sweep: DatasetSweep, rows: list[Row]) -> None:
     print(f"{len(rows)} rows in {sweep.rows_file}", flush=True)
 
 
+def input_lists(rows: list[Row]) -> dict[int, list[int]]:
+    """Positions of the inputs of the first object, by view count."""
+    found = {
+        row["views"]: row["input_views"] for row in rows if row["object"] == rows[0]["object"] and row["input_views"]
+    }
+    return dict(sorted(found.items()))
+
+
 def sweep(arguments: Arguments) -> dict[str, list[Row]]:
-    """Run what the arguments ask for; rows by data set."""
+    """Run what the arguments ask for; rows by data set and set of inputs, as their folders are named."""
     listed = load_params(arguments.params)
     params = with_arguments(listed, arguments)
     chosen = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(chosen)
     results = arguments.results or Path("results") / params.preset
     output = arguments.output or results / "sweep"
+    protocol.check_page()
+    split = params.sweep.split
+    lists = {name: split_list(name, split) for name in arguments.dataset}
     opened = {
-        name: open_dataset(arguments.datasets / name / params.preset, params.sweep.split) for name in arguments.dataset
+        name: open_dataset(arguments.datasets / name / params.preset, LIST_SPLIT if names else split)
+        for name, names in lists.items()
     }
     perceptual = load_perceptual(params.sweep.lpips, arguments.weights, device)
-    for count in params.sweep.views:
-        print(f"inputs of {count:2d} views, positions on the orbit: {' '.join(map(str, orbit_inputs(count)))}")
     made = {}
     for name, (data, dataset_hash) in opened.items():
-        one = DatasetSweep(name, data, params, results, output / name, perceptual, device, dataset_hash, listed.sweep)
-        made[name] = one.run()
-        report(one, made[name])
+        for inputs in params.sweep.inputs:
+            folder = name if inputs == "orbit" else f"{name}-{inputs}"
+            facts = (params, results, output / folder, perceptual, device, dataset_hash, listed.sweep, inputs)
+            one = DatasetSweep(name, data, *facts, lists[name])
+            made[folder] = one.run()
+            for count, picked in input_lists(made[folder]).items():
+                print(f"{folder}: {count:2d} inputs of {one.keys[0]}: {' '.join(map(str, picked))}")
+            report(one, made[folder])
     return made
 
 

@@ -13,7 +13,7 @@ import json
 import os
 from pathlib import Path
 
-from benchmarks.estimates import FORMAT, HEADLINE, METRICS
+from benchmarks.estimates import FORMAT, HEADLINE, METRICS, READABLE
 from geolrm.failures import BadInput
 from geolrm.tracking import Record
 
@@ -35,7 +35,7 @@ def load_summaries(folder: Path, only: list[str] | None = None) -> dict[str, Rec
         except ValueError as error:
             raise BadInput("summary_corrupt", path, f"no JSON ({error})", "python -m pipelines.report") from error
         found = str(content.get("format", "")) if isinstance(content, dict) else ""
-        if found == FORMAT:
+        if found in READABLE:
             summaries[path.name] = content
         elif found.startswith(FORMAT.rpartition("-")[0]):
             raise BadInput("summary_format", path, f"{found}, expected {FORMAT}", "python -m pipelines.report")
@@ -80,8 +80,11 @@ def _caption(source: str, summary: Record, sweep: str, name: str, group: Record,
     commits = ", ".join(str(commit)[:10] for commit in found["passport"].get("commit", ["unknown"]))
     devices = ", ".join(map(str, found["passport"].get("device", ["unknown device"])))
     what = sweep if name == sweep else f"{sweep}: {name}"
+    protocol = ", ".join(map(str, found["passport"].get("protocol", ["unknown protocol"])))
+    if any(found["passport"].get("deviations", [])):
+        protocol += " at smaller sizes"
     return [
-        f"**{what}**, {len(group['objects'])} objects, preset `{summary['preset']}`, {devices}, commit `{commits}` "
+        f"**{what}**, {len(group['objects'])} objects, preset `{summary['preset']}`, {protocol}, {devices}, commit `{commits}` "
         f"([{Path(source).name}]({source})): foreground PSNR (dB) by number of input views; the other columns are at "
         f"{group['views'][-1]} views."
     ]

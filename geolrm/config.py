@@ -196,12 +196,14 @@ class Sweep(Section):
 
     methods: list[str]
     views: list[Count]
+    inputs: list[Literal["orbit", "nested", "random"]]  # sets of input views
     objects: Count
     split: str
     image_size: Count
     max_anchors: Count  # at test; a network trained with fewer takes more
     lpips: Literal["auto", "required"]
     mesh: Mesh
+    full_geometry: bool  # also at 100,000 points and on the visible surface
     artefacts: int  # objects whose PLY, GLB and pictures are kept
     seed: int
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.rows import FIELDS, PASSPORT
+from benchmarks.rows import FIELDS, FULL_METRICS, PASSPORT
 
 PASS = {
     **{
@@ -17,9 +17,12 @@ PASS = {
         "processor": "made-up processor",
         "cores": 2,
         "seed": 0,
+        "settings": {"full_geometry": False},
+        "deviations": ["image_size 48, not 512"],
     },
     **{"versions": {"torch": "0"}, "memory": "made-up convention"},
 }
+FLOOR = {"fscore_0.2": 1.0, "fscore_0.1": 1.0, "fscore_0.05": 0.99}
 METHODS = {"geolrm": 18.0, "mean_colour": 15.0, "visual_hull": 16.0, "white": 6.0}
 VIEWS = (4, 8, 16, 21)
 OBJECTS = ("test-00000", "test-00001", "test-00002")
@@ -34,8 +37,15 @@ def row(method: str, key: str, views: int, dataset: str = "procedural", surface:
     cd = 0.5 / views + 0.01 * index
     made = {
         **{"method": method, "dataset": dataset, "split": "test", "object": key, "views": views, "test_views": 16},
+        **{"inputs": "orbit", "rig": "own", "floor": {"points": 8192, "cd_sum": 0.04, **FLOOR}},
         "input_views": [24 * i // views for i in range(views)],
-        **{"psnr": foreground + 4, "psnr_foreground": foreground, "ssim": 0.8 + views / 200},
+        **{
+            "psnr": foreground + 4,
+            "psnr_pooled": foreground + 3,
+            "psnr_foreground": foreground,
+            "ssim": 0.8 + views / 200,
+        },
+        **{"mask_iou": 0.0 if white else 0.9, "depth_error": 1.7 if white else 0.01, **dict.fromkeys(FULL_METRICS)},
         **{"lpips_alex": None, "lpips_vgg": None, "cd_sum": 2 * cd, "cd_mean": cd},
         **{f"{name}_{t:g}": 2 * t for name in ("fscore", "precision", "recall") for t in (0.2, 0.1, 0.05)},
         **{"latency_s": 0.1 + 0.02 * views, "peak_memory_bytes": (300 + 10 * views) * 2**20, "latency_runs": 3},

@@ -1,10 +1,11 @@
 """The methods of the benchmark: one module each, named as the method is.
 
-In: posed input pictures of one object. Out: its Gaussians, in the object frame of the cameras. A module holds `SPEC`, which
-says what the method is given and under which terms, and `load(context)`, which returns a `Method`. Convention: `load` raises
-`BadInput` or ImportError where something to install or fetch is missing (the rows say `not_installed`); `reconstruct` raises
-`NotApplicable` for inputs that the method cannot take, and any other error of its own becomes a row `failed`. Trade: a
-method is found by its module's name, so that a new one is a new file and no other change. Verified by `tests/benchmarks`.
+In: posed input pictures of one object. Out: its Gaussians, or another `Reconstruction`, in the object frame of the cameras. A
+module holds `SPEC`, which says what the method is given and under which terms, and `load(context)`, which returns a `Method`.
+Convention: `load` raises `BadInput` or ImportError where something to install or fetch is missing (the rows say
+`not_installed`); `reconstruct` raises `NotApplicable` for inputs that the method cannot take, and any other error of its own
+becomes a row `failed`. Trade: a method is found by its module's name, so that a new one is a new file and no other change.
+Verified by `tests/benchmarks`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+from geolrm.cameras import Cameras
 from geolrm.config import Params
 from geolrm.failures import BadInput
 from geolrm.gaussians import Gaussians
+from geolrm.rendering import Rendering
 from geolrm.views import Views
+
+if TYPE_CHECKING:
+    from geolrm.meshing import Mesh
 
 
 class NotApplicable(BadInput):
@@ -37,6 +44,7 @@ class Spec:
         cameras: which cameras it is given, and in which convention.
         licence: of its code and weights.
         weights: where they are.
+        paper: its published numbers and how their protocol is known to differ; empty where there are none.
     """
 
     what: str
@@ -44,6 +52,7 @@ class Spec:
     cameras: str
     licence: str
     weights: str
+    paper: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,15 +73,31 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Reconstruction:
+    """What a method makes that is no set of Gaussians: a field, a mesh, pictures.
+
+    Attributes:
+        render: cameras (V,), height, width -> its pictures over white, with alpha and depth.
+        mesh: -> its surface in the object frame; None for a method that claims none: its geometry and depth are not scored.
+    """
+
+    render: Callable[[Cameras, int, int], Rendering]
+    mesh: Callable[[], Mesh] | None = None
+
+
+Prediction = Gaussians | Reconstruction
+
+
+@dataclass(frozen=True)
 class Method:
     """A loaded method.
 
     Attributes:
-        reconstruct: input views -> Gaussians on the same device, possibly none. A pure function.
+        reconstruct: input views -> Gaussians on the same device, possibly none, or a `Reconstruction`. A pure function.
         checkpoint: hash of the weights, None for a method without.
     """
 
-    reconstruct: Callable[[Views], Gaussians]
+    reconstruct: Callable[[Views], Prediction]
     checkpoint: str | None = None
 
 
@@ -91,10 +116,15 @@ def check_method(name: str) -> None:
 
 
 def sources(name: str) -> list[Path]:
-    """Files of a method's own code: its module, and those of this folder that it imports from."""
-    module = import_module(f"{__name__}.{name}")
-    used = {getattr(value, "__module__", None) for value in vars(module).values()} | {module.__name__}
-    return sorted(Path(__path__[0], f"{m.rpartition('.')[2]}.py") for m in used if m and m.startswith(f"{__name__}."))
+    """Files of a method's own code: its module, those of this folder that it imports from, those that they do."""
+    found: dict[str, Path] = {}
+    left = {f"{__name__}.{name}"}
+    while left:
+        module = import_module(left.pop())
+        found[module.__name__] = Path(str(module.__file__))
+        used = {getattr(value, "__module__", None) for value in vars(module).values()}
+        left |= {m for m in used if m and m.startswith(f"{__name__}.")} - found.keys()
+    return sorted(found.values())
 
 
 def spec(name: str) -> Spec:

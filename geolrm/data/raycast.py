@@ -33,7 +33,7 @@ from geolrm.data.object_tar import RenderedObject
 from geolrm.data.rig import render_rig, test_rig
 from geolrm.views import Views
 
-SURFACE_POINTS = 65_536
+SURFACE_POINTS = 131_072
 RAYS_AT_ONCE = 1 << 18
 
 Floats = NDArray[np.float32]

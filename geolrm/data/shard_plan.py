@@ -28,6 +28,7 @@ from geolrm.failures import BadInput
 from geolrm.files import DiskFull, sha256_of, write_whole
 
 FORMAT_VERSION = 1  # raise it whenever the bytes of a shard change for the same input: every shard becomes stale
+TEST_SURFACE_POINTS = 131_072  # kept of an object of the split test, for geometry measured at 100,000 points
 DEFAULT_SPLIT = "train"  # of tars that name none, as GObjaverse's
 SPLIT_NAME = re.compile(r"[a-z0-9_]+")
 MAX_META_BYTES = 1 << 20
@@ -166,7 +167,9 @@ def plan_shards(objects: Iterable[ObjectTar], folder: Path, dataset: str, params
     for item in sorted(objects, key=lambda item: item.key):
         by_split[item.split].append(item)
     versions, jobs = codec_versions(), []
+    resolution = params.voxel_resolution
     for split, items in sorted(by_split.items()):
+        points = max(params.surface_points, TEST_SURFACE_POINTS) if split == "test" else params.surface_points
         for number, start in enumerate(range(0, len(items), params.objects_per_shard)):
             chosen = tuple(items[start : start + params.objects_per_shard])
             name = f"{split}-{number:06d}"
@@ -174,11 +177,10 @@ def plan_shards(objects: Iterable[ObjectTar], folder: Path, dataset: str, params
                 "format": FORMAT_VERSION,
                 "codecs": versions,
                 "shard": [dataset, split, name],
-                "params": [params.voxel_resolution, params.surface_points],
+                "params": [resolution, points],
                 "objects": [[item.key, item.sha256] for item in chosen],
             }
             fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-            resolution, points = params.voxel_resolution, params.surface_points
             jobs.append(ShardJob(name, split, dataset, str(folder), resolution, points, chosen, fingerprint))
     return jobs
 

@@ -4,8 +4,8 @@ In: points drawn evenly from the predicted and from the true surface, object fra
 distances are Euclidean, not squared, measured in [-1, 1]^3, into which one uniform scale and one shift from the *truth's*
 box alone carry both clouds: no alignment, no box of the prediction's own. `cd_sum` adds the two mean nearest distances
 (what GeoLRM and InstantMesh report), `cd_mean` halves that (TripoSR, SF3D). A missing surface scores F 0 and twice the
-diagonal of [-1, 1]^3. Trade: points against points, so that two samples of one surface
-are some 0.03 apart, not 0. Verified by spheres that are shifted, scaled, empty.
+diagonal of [-1, 1]^3. Trade: points against points, so that two samples of one surface are some 0.03 apart, not 0;
+`sampling_floor` says how far. Verified by spheres that are shifted, scaled, empty.
 """
 
 from __future__ import annotations
@@ -22,6 +22,13 @@ POINTS = 16_384
 BOX_DIAGONAL = 2 * math.sqrt(3.0)
 
 Points = NDArray[np.floating]
+
+
+def seeded_draw(points: Points, seed: int, count: int) -> Points:
+    """`count` of the points (M, 3) without repetition, in their order, or all of them where there are no more."""
+    if len(points) <= count:
+        return points
+    return points[np.sort(np.random.default_rng(seed).choice(len(points), count, replace=False))]
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,14 @@ class TrueSurface:
         side = float((high - low).max())
         if side <= 0:
             raise ValueError("the true surface is a single point: its box has no side to measure by")
-        if len(points) > count:
-            points = points[np.sort(np.random.default_rng(seed).choice(len(points), count, replace=False))]
         centre, scale = (low + high) / 2, 2 / side
-        mapped = (points - centre) * scale
+        mapped = (seeded_draw(points, seed, count) - centre) * scale
         return cls(mapped, centre, scale, cKDTree(mapped))
+
+    def with_points(self, points: Points, seed: int, count: int) -> TrueSurface:
+        """Other points (M, 3) of the same object, object units, under the same map; a seeded draw where there are more."""
+        mapped = self.mapped(seeded_draw(points, seed, count))
+        return TrueSurface(mapped, self.centre, self.scale, cKDTree(mapped))
 
     def mapped(self, points: Points) -> Points:
         """(N, 3) points of a prediction, object units, under the truth's map into [-1, 1]^3."""
@@ -89,3 +99,15 @@ def missing_surface() -> dict[str, float]:
     """What an empty or failed prediction scores: every point of each surface is a whole diagonal away from the other."""
     scores = {"cd_sum": 2 * BOX_DIAGONAL, "cd_mean": BOX_DIAGONAL}
     return scores | {f"{name}_{t:g}": 0.0 for t in THRESHOLDS for name in ("precision", "recall", "fscore")}
+
+
+def sampling_floor(points: Points, truth: TrueSurface, seed: int, count: int = POINTS) -> dict[str, float]:
+    """What the truth scores against itself: two seeded draws of the true points (M, 3), object units, that share none.
+
+    Returns:
+        the scores of `surface_scores`, and `points`, how many each draw has: `count`, or M // 2 where there are too few.
+    """
+    each = min(count, len(points) // 2)
+    order = np.random.default_rng([seed, 1]).permutation(len(points))
+    other = truth.with_points(points[order[:each]], seed, each)
+    return {"points": each, **surface_scores(points[order[each : 2 * each]], other)}

@@ -8,20 +8,23 @@ import pytest
 import torch
 from test_sweep_views import RADIUS, BallSample, ball_pictures, fibonacci_ball, paint
 
+from benchmarks import measure as measure_module
 from benchmarks.measure import measure
-from benchmarks.methods import Context, Method, Spec, load_method, method_names, spec
+from benchmarks.methods import Context, Method, Spec, gaussian_fitting, load_method, method_names, refine, sources, spec
+from benchmarks.methods.gaussian_fitting import fit
 from benchmarks.methods.mean_colour import half_spacing, mean_foreground_colour
+from benchmarks.methods.nearest_view import nearest
 from benchmarks.methods.visual_hull import carve, colour_from_views, surface_of, visible, visual_hull
 from geolrm.config import load_params
-from geolrm.data.rig import render_rig
+from geolrm.data.rig import orbit_inputs, render_rig
 from geolrm.failures import BadInput
 from geolrm.gaussians import Gaussians
-from geolrm.metrics.image import psnr_foreground
+from geolrm.metrics.image import psnr, psnr_foreground
 from geolrm.occupancy import voxel_centres
 from geolrm.rendering import render
 
 SAMPLE = BallSample("test-0")
-INPUTS = SAMPLE.views(SAMPLE.orbit_inputs(8))
+INPUTS = SAMPLE.views(orbit_inputs(8))
 PRESET = load_params(Path(__file__).parents[2] / "presets" / "smoke.yaml")
 
 
@@ -30,9 +33,16 @@ def context(tmp_path, other_views=None) -> Context:
 
 
 def test_every_method_says_what_it_is():
-    assert {"geolrm", "mean_colour", "other_images", "visual_hull", "white"} <= set(method_names())
+    run_here = {"geolrm", "gaussian_fitting", "refine", "visual_hull", "nearest_view"}
+    assert run_here | {"mean_colour", "other_images", "white"} <= set(method_names())
     for name in method_names():
         assert isinstance(spec(name), Spec)
+
+
+def test_the_code_of_a_method_is_all_that_it_imports_from_its_neighbours():
+    assert [file.name for file in sources("white")] == ["white.py"]
+    names = {file.name for file in sources("gaussian_fitting")}
+    assert names == {"gaussian_fitting.py", "visual_hull.py", "mean_colour.py", "geolrm.py"}
 
 
 def test_the_hull_holds_the_ball_and_little_more():
@@ -180,3 +190,56 @@ def test_peak_memory_sees_what_the_method_held_for_a_moment():
     after = measure(Method(light), INPUTS, warm_up=False).peak_memory_bytes
     assert peak - before > 150_000_000
     assert peak - after > 150_000_000 or after == peak  # the kernel may refuse to start its record anew
+
+
+def test_the_nearest_view_is_the_input_itself_where_it_was_taken_and_its_neighbour_half_way(tmp_path):
+    method = load_method("nearest_view", context(tmp_path))
+    prediction = method.reconstruct(INPUTS)
+    assert prediction.mesh is None
+    own = prediction.render(INPUTS.cameras, *INPUTS.size)
+    assert torch.equal(own.colour, INPUTS.composited())
+    assert torch.equal(own.alpha, INPUTS.alpha)
+    cameras = SAMPLE.cameras[[1, 22]]  # inputs are every third view of the orbit
+    assert nearest(cameras, INPUTS) == [0, 7]
+    assert prediction.render(cameras, 48, 48).colour.shape == (2, 3, 48, 48)
+
+
+def test_fitting_brings_views_nearer_that_were_not_given_and_repeats_to_the_bit():
+    small = SAMPLE.views(orbit_inputs(8)).resized(48, 48)
+    truth = SAMPLE.test_views().resized(48, 48)
+    hull = visual_hull(small, 24)
+
+    def score(gaussians):
+        images = render(gaussians, truth.cameras, *truth.size).colour.detach().clamp(0, 1)
+        return psnr(images, truth.composited()).mean().item()
+
+    with torch.no_grad():  # as the sweep calls methods
+        fitted = fit(hull, small, 80)
+        again = fit(hull, small, 80)
+    assert score(fitted) > score(hull) + 1
+    assert len(fitted) == len(hull)
+    assert not any(tensor.requires_grad for tensor in fitted.tensors)
+    assert all(torch.equal(a, b) for a, b in zip(fitted.tensors, again.tensors, strict=True))
+
+
+def test_fitting_starts_from_the_hull_and_leaves_nothing_where_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(gaussian_fitting, "STEPS", 2)
+    method = load_method("gaussian_fitting", context(tmp_path))
+    assert len(method.reconstruct(INPUTS)) == len(visual_hull(INPUTS))
+    assert len(method.reconstruct(replace(INPUTS, alpha=torch.zeros_like(INPUTS.alpha)))) == 0
+
+
+def test_refine_starts_from_what_geolrm_gives(trained, monkeypatch):
+    views = INPUTS[[0, 4]].resized(48, 48)
+    ours = load_method("geolrm", context(trained))
+    start = ours.reconstruct(views)
+    monkeypatch.setattr(refine, "STEPS", 3)
+    refined = load_method("refine", context(trained))
+    moved = (refined.reconstruct(views).means - start.means).abs()
+    assert 0 < moved.max() < 3.1 * gaussian_fitting.LEARNING_RATES[0]  # three steps of Adam
+    assert refined.checkpoint == ours.checkpoint
+
+
+def test_a_slow_method_is_not_timed_again_and_again(monkeypatch):
+    monkeypatch.setattr(measure_module, "BUDGETS", {"cpu": 0.0, "cuda": 0.0})
+    assert measure(Method(lambda views: Gaussians.empty()), INPUTS, warm_up=False).runs == 1

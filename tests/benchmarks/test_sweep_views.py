@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks import sweep_views
 from benchmarks.artefacts import artefact_folder
-from benchmarks.methods import Method, NotApplicable
+from benchmarks.methods import Method, NotApplicable, Reconstruction
 from benchmarks.rows import FIELDS, IDENTITY, PASSPORT, append_row, check_row, key_of, read_rows
 from benchmarks.sweep_views import Arguments, DatasetSweep, check_apart, sweep, with_arguments
 from geolrm.cameras import Cameras
@@ -25,8 +25,11 @@ from geolrm.config import load_params
 from geolrm.data.rig import render_rig, test_rig, view_roles
 from geolrm.failures import BadInput
 from geolrm.gaussians import Gaussians
+from geolrm.meshing import Mesh
 from geolrm.metrics.geometry import missing_surface
+from geolrm.metrics.image import PSNR_MAX
 from geolrm.metrics.perceptual import COMMAND, PerceptualMetrics
+from geolrm.rendering import Rendering
 from geolrm.views import Views
 
 ROOT = Path(__file__).parents[2]
@@ -47,22 +50,27 @@ def paint(points: torch.Tensor) -> torch.Tensor:
     return (0.5 + points @ torch.tensor([[0.8, 0.1, 0.0], [0.0, 0.7, 0.3], [0.2, 0.0, 0.9]])).clamp(0, 1)
 
 
-def ball_pictures(key: str, cameras: Cameras, size: int = SIZE, samples: int = 4) -> Views:
-    """The ball traced through samples^2 rays a pixel."""
-    fine = size * samples
-    origins, directions = cameras.rays(fine, fine)
+def ball_depth(cameras: Cameras, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Depth (V, size, size) along the rays of pixel centres, 0 = missed, and where they hit (V, size, size, 3)."""
+    origins, directions = cameras.rays(size, size)
     a, b = directions.square().sum(-1), (origins * directions).sum(-1)
     root = b * b - a * (origins.square().sum(-1) - RADIUS**2)
-    hit = root > 0
-    depth = torch.where(hit, (-b - root.clamp(min=0).sqrt()) / a, 0.0)
-    colour = paint(origins + depth[..., None] * directions) * hit[..., None]
+    depth = torch.where(root > 0, (-b - root.clamp(min=0).sqrt()) / a, 0.0)
+    return depth, origins + depth[..., None] * directions
+
+
+def ball_pictures(key: str, cameras: Cameras, size: int = SIZE, samples: int = 4) -> Views:
+    """The ball traced through samples^2 rays a pixel, its depth through one."""
+    fine, points = ball_depth(cameras, size * samples)
+    hit = fine > 0
+    colour = paint(points) * hit[..., None]
 
     def pixels(values: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.avg_pool2d(values, samples)
 
     alpha = pixels(hit[:, None].float())
     straight = torch.where(alpha > 0, pixels(colour.movedim(-1, 1)) / alpha.clamp(min=1e-6), 0.0)
-    return Views(key, cameras, straight, alpha, pixels(depth[:, None])[:, 0])
+    return Views(key, cameras, straight, alpha, ball_depth(cameras, size)[0])
 
 
 @cache
@@ -73,7 +81,7 @@ def ball_at_test_views() -> Views:
 class BallSample:
     """What the sweep reads of an object."""
 
-    def __init__(self, key: str, orbit: int = 24, tests: bool = True, surface: bool = True):
+    def __init__(self, key: str, orbit: int = 24, tests: bool = True, surface: bool = True, rig: str = "own"):
         cameras = render_rig(key)
         distinct = [i for i, role in enumerate(view_roles(cameras)) if role != "duplicate"]
         self.key, self.cameras = key, cameras[distinct]
@@ -82,13 +90,7 @@ class BallSample:
             self.roles[i] = "other"
         self.test_cameras = test_rig() if tests else None
         self.points = fibonacci_ball(16384) if surface else None
-        self.meta = {"surface": "closed form"}
-
-    def orbit_inputs(self, count: int) -> list[int]:
-        orbit = [i for i, role in enumerate(self.roles) if role == "orbit"]
-        if len(orbit) < 24:
-            raise BadInput("too_few_views", self.key, f"{count} input views asked of an orbit of {len(orbit)}")
-        return [orbit[24 * i // count] for i in range(count)]
+        self.meta = {"surface": "closed form", "rig": rig}
 
     def views(self, indices) -> Views:
         return ball_pictures(self.key, self.cameras[list(indices)], samples=1)
@@ -147,7 +149,16 @@ def run(tmp_path, monkeypatch):
     """Run methods, given as functions or exceptions to raise on loading, over balls."""
 
     def run(
-        methods, data=None, checkpoint=None, perceptual=NO_LPIPS, dataset_hash="d", code=(), listed=None, **settings
+        methods,
+        data=None,
+        checkpoint=None,
+        perceptual=NO_LPIPS,
+        dataset_hash="d",
+        code=(),
+        listed=None,
+        inputs="orbit",
+        names=None,
+        **settings,
     ):
         def load(name, context):
             if isinstance(methods[name], Exception):
@@ -160,7 +171,8 @@ def run(tmp_path, monkeypatch):
         whole = params(methods, **settings)
         device = torch.device("cpu")
         output = tmp_path / "sweep"
-        return DatasetSweep("balls", data, whole, tmp_path, output, perceptual, device, dataset_hash, listed).run()
+        facts = (whole, tmp_path, output, perceptual, device, dataset_hash, listed, inputs, names)
+        return DatasetSweep("balls", data, *facts).run()
 
     return run
 
@@ -195,6 +207,9 @@ def test_the_truth_as_prediction_scores_high_in_every_metric(scored):
     assert row["ssim"] > 0.99
     assert row["fscore_0.1"] > 0.99
     assert row["cd_sum"] < 0.12
+    assert row["mask_iou"] > 0.97
+    assert row["depth_error"] < 0.035  # they lie a little inside
+    assert 0 <= row["psnr"] - row["psnr_pooled"] < 1
 
 
 def test_nothing_scores_what_the_background_gives(scored):
@@ -203,6 +218,8 @@ def test_nothing_scores_what_the_background_gives(scored):
     assert row["status"] == "empty"
     assert math.isclose(row["psnr"], (-10 * error.log10()).mean().item(), abs_tol=1e-3)
     assert {name: row[name] for name in missing_surface()} == missing_surface()
+    assert row["mask_iou"] == 0
+    assert row["depth_error"] == pytest.approx(math.sqrt(3))
 
 
 def test_half_a_pixel_of_shift_costs_in_the_pictures(scored):
@@ -222,10 +239,145 @@ def test_every_row_has_every_field_and_a_whole_passport(scored):
         assert set(row) == set(FIELDS)
         assert set(PASSPORT) <= set(row["passport"])
         assert row["input_views"] == [0, 6, 12, 18]
-        assert row["surface"] == "closed form"
+        assert (row["surface"], row["inputs"], row["rig"]) == ("closed form", "orbit", "own")
+        assert row["floor"]["points"] == 8192  # half of the points that the balls have
+        assert 0.03 < row["floor"]["cd_sum"] < 0.06
+        assert row["cd_sum_100k"] is row["fscore_0.1_visible"] is None  # this preset does not ask for them
+        assert "image_size 96, not 512" in row["passport"]["deviations"]
         assert row["latency_s"] > 0
         assert row["peak_memory_bytes"] > 10_000_000
         assert "lpips_vgg: no weights" in row["reason"]  # a null says why
+
+
+def ball_mesh() -> Mesh:
+    import trimesh
+
+    ball = trimesh.creation.icosphere(5, RADIUS)
+    vertices = torch.from_numpy(np.array(ball.vertices)).float()
+    return Mesh(vertices, torch.from_numpy(np.array(ball.faces)), paint(vertices))
+
+
+def true_pictures(cameras: Cameras, height: int, width: int) -> Rendering:
+    truth = ball_at_test_views()
+    return Rendering(truth.composited(), truth.alpha, truth.depth)
+
+
+def test_what_is_no_set_of_gaussians_is_measured_by_its_own_pictures_and_mesh(run, tmp_path):
+    methods = {
+        "whole": lambda views: Reconstruction(true_pictures, ball_mesh),
+        "pictures": lambda views: Reconstruction(true_pictures),
+        "blank": lambda views: Reconstruction(
+            lambda c, h, w: Rendering(torch.ones(16, 3, h, w), torch.zeros(16, 1, h, w), torch.zeros(16, h, w)),
+            Mesh.empty,
+        ),
+        "wild": lambda views: Reconstruction(
+            lambda c, h, w: Rendering(
+                torch.full((16, 3, h, w), torch.nan), torch.ones(16, 1, h, w), torch.ones(16, h, w)
+            )
+        ),
+    }
+    rows = {row["method"]: row for row in run(methods, artefacts=1)}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "whole": "ok",
+        "pictures": "ok",
+        "blank": "empty",
+        "wild": "failed",
+    }
+    whole, pictures = rows["whole"], rows["pictures"]
+    assert whole["psnr"] == pictures["psnr"] == PSNR_MAX
+    assert (whole["mask_iou"], whole["depth_error"], whole["gaussians"]) == (1.0, 0.0, None)
+    assert whole["cd_sum"] < 0.035
+    assert whole["fscore_0.05"] > 0.999
+    assert pictures["cd_sum"] is pictures["depth_error"] is None
+    assert "the method claims no surface" in pictures["reason"]
+    for name in ("blank", "wild"):
+        assert rows[name]["cd_sum"] == missing_surface()["cd_sum"]
+    files = {p.name for p in artefact_folder(tmp_path / "sweep", "whole", "test-0", 4).iterdir()}
+    assert {"render.png", "mesh.glb"} <= files
+    assert "gaussians.ply" not in files
+
+
+def test_full_geometry_is_measured_at_more_points_and_where_the_test_views_look(run):
+    pytest.importorskip("open3d")
+    dense, sparse = BallSample("dense"), BallSample("sparse")
+    dense.points = fibonacci_ball(100_000)
+
+    def filled(views):
+        """The ball with another one inside, as scans close what they did not see."""
+        mesh = ball_mesh()
+        vertices, faces = (
+            torch.cat([mesh.vertices, mesh.vertices / 2]),
+            torch.cat([mesh.faces, mesh.faces + len(mesh.vertices)]),
+        )
+        return Reconstruction(true_pictures, lambda: Mesh(vertices, faces, paint(vertices)))
+
+    methods = {"whole": lambda views: Reconstruction(true_pictures, ball_mesh), "filled": filled, "white": nothing}
+    rows = run(methods, Balls(dense, sparse), objects=2, full_geometry=True)
+    of = {(row["method"], row["object"]): row for row in rows}
+    whole, inner = of["whole", "dense"], of["filled", "dense"]
+    assert whole["cd_sum_100k"] < 0.5 * whole["cd_sum"]
+    assert whole["cd_sum_visible"] < 0.02
+    assert inner["precision_0.2"] < 0.85 < whole["precision_0.2"]
+    assert inner["precision_0.2_100k"] < 0.85
+    assert inner["precision_0.05_visible"] == whole["precision_0.05_visible"] == 1.0
+    assert of["white", "dense"]["cd_sum_visible"] == missing_surface()["cd_sum"]
+    assert of["whole", "sparse"]["cd_sum_100k"] is None
+    assert "100k: the data set stores 16384 points" in of["whole", "sparse"]["reason"]
+    assert of["whole", "sparse"]["cd_sum_visible"] < 0.02
+
+
+def test_each_set_of_inputs_is_a_sweep_of_its_own(tmp_path, monkeypatch, capsys, small):
+    monkeypatch.setattr(sweep_views, "open_dataset", lambda folder, split: (Balls(BallSample("test-0")), "d"))
+    arguments = Arguments(
+        params=small, methods=("white",), views=(4, 6), output=tmp_path / "out", device="cpu", objects=1
+    )
+    rows = sweep(replace(arguments, inputs=("orbit", "nested", "random"), dataset=("balls",)))
+    assert set(rows) == {"balls", "balls-nested", "balls-random"} == {p.name for p in (tmp_path / "out").iterdir()}
+    picked = {name: {row["views"]: row["input_views"] for row in found} for name, found in rows.items()}
+    assert picked["balls"][6] == [0, 4, 8, 12, 16, 20]
+    assert picked["balls-nested"] == {4: [0, 12, 6, 18], 6: [0, 12, 6, 18, 3, 15]}
+    assert picked["balls-random"][6][:4] == picked["balls-random"][4]
+    assert {name: found[0]["inputs"] for name, found in rows.items()}["balls-random"] == "random"
+    shown = capsys.readouterr().out
+    assert "balls-nested:  4 inputs of test-0: 0 12 6 18" in shown
+    assert "truth against truth" in shown
+    assert "image_size 96, not 512" in shown
+    before = (tmp_path / "out" / "balls-nested" / "rows.jsonl").read_text()
+    sweep(replace(arguments, inputs=("nested",), dataset=("balls",)))
+    assert (tmp_path / "out" / "balls-nested" / "rows.jsonl").read_text() == before
+
+
+def test_a_list_of_objects_is_swept_in_its_order_and_refused_where_one_is_missing(run):
+    data = Balls(*(BallSample(f"ball-{i}") for i in range(3)))
+    rows = run({"white": nothing}, data, names=["ball-2", "ball-0", "ball-9"], objects=2)
+    assert [row["object"] for row in rows] == ["ball-2", "ball-0"]
+    with pytest.raises(BadInput, match="1 of its first 3 objects are not here, ball-9"):
+        run({"white": nothing}, data, names=["ball-2", "ball-0", "ball-9"], objects=3)
+
+
+def test_an_object_with_native_cameras_is_measured_on_views_held_out_of_its_own(run):
+    seen = []
+
+    def looks(views):
+        seen.append(views.cameras)
+        return ball_gaussians(views)
+
+    sample = BallSample("native-0", tests=False, rig="native")
+    (row,) = run({"looks": looks}, Balls(sample), views=(6,))
+    assert (row["rig"], row["status"], row["test_views"]) == ("native", "ok", 14)
+    assert row["input_views"] == [0, 4, 8, 12, 16, 20]
+    assert row["psnr"] > 30
+    check_apart(seen[0], sample.cameras[list(range(24, 38))], "balls")
+
+
+def test_own_and_native_cameras_are_never_in_one_mean(run):
+    with pytest.raises(BadInput, match="rigs_mixed"):
+        run({"white": nothing}, Balls(BallSample("a", tests=False, rig="native"), BallSample("b")), objects=2)
+
+
+def test_pictures_smaller_than_those_to_compare_are_refused(run):
+    with pytest.raises(BadInput, match="truth_too_small"):
+        run({"white": nothing}, image_size=2 * SIZE)
 
 
 def test_inputs_are_spread_over_the_orbit_and_never_among_the_test_views(run):
@@ -427,6 +579,7 @@ def test_summaries_hold_the_means_for_dvc(run, tmp_path):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["all"]["white"]["4"]["psnr"] == pytest.approx(sum(r["psnr"] for r in rows if r["views"] == 4) / 2)
     assert metrics["all"]["white"]["8"]["objects"] == 2
+    assert metrics["all"]["white"]["8"]["intervals"] == {}  # of two objects there is none
     lines = list(csv.DictReader((folder / "curve.csv").open()))
     assert [(line["method"], line["views"]) for line in lines] == [("white", "4"), ("white", "8")]
     assert lines[0]["lpips_vgg"] == ""
@@ -462,25 +615,31 @@ def test_the_command_explains_its_options_and_says_what_is_missing(command, tmp_
         assert "Traceback" not in failed.stderr
 
 
-def test_required_lpips_stops_the_sweep_before_anything_is_measured(tmp_path, monkeypatch):
+@pytest.fixture
+def small(tmp_path):
+    """The params of smoke at the size of the balls' pictures."""
+    file = tmp_path / "params.yaml"
+    text = (ROOT / "presets" / "smoke.yaml").read_text()
+    file.write_text(text.replace("split: test\n  image_size: 128", f"split: test\n  image_size: {SIZE}"))
+    assert load_params(file).sweep.image_size == SIZE
+    return file
+
+
+def test_required_lpips_stops_the_sweep_before_anything_is_measured(tmp_path, monkeypatch, small):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("GEOLRM_LPIPS_WEIGHTS", raising=False)
     monkeypatch.setattr(sweep_views, "open_dataset", lambda folder, split: (Balls(BallSample("test-0")), "d"))
-    arguments = Arguments(
-        params=ROOT / "presets" / "smoke.yaml", methods=("white",), output=tmp_path / "out", device="cpu"
-    )
+    arguments = Arguments(params=small, methods=("white",), output=tmp_path / "out", device="cpu")
     with pytest.raises(BadInput, match="lpips_weights_missing"):
         sweep(replace(arguments, lpips="required"))
     assert not (tmp_path / "out").exists()
 
 
-def test_auto_lpips_goes_on_with_one_loud_line_and_prints_lists_and_table(tmp_path, monkeypatch, capsys):
+def test_auto_lpips_goes_on_with_one_loud_line_and_prints_lists_and_table(tmp_path, monkeypatch, capsys, small):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("GEOLRM_LPIPS_WEIGHTS", raising=False)
     monkeypatch.setattr(sweep_views, "open_dataset", lambda folder, split: (Balls(BallSample("test-0")), "d"))
-    arguments = Arguments(
-        params=ROOT / "presets" / "smoke.yaml", methods=("white",), views=(6,), output=tmp_path / "out"
-    )
+    arguments = Arguments(params=small, methods=("white",), views=(6,), output=tmp_path / "out")
     rows = sweep(replace(arguments, objects=1, device="cpu", dataset=("a", "b")))
     shown = capsys.readouterr().out
     assert set(rows) == {"a", "b"}

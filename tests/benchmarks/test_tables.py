@@ -33,6 +33,7 @@ def test_a_table_round_trip_is_current_and_a_changed_result_is_not(readme):
     assert text.endswith("after\n")
     for method in METHODS:
         assert f"| `{method}` |" in text
+    assert "made-up at smaller sizes" in text
     assert "| `geolrm` | 18.00 | 19.50 | 21.00 | 21.59 |" in text
 
     summary = json.loads((committed / "smoke.json").read_text())

@@ -18,7 +18,7 @@ import yaml
 from geolrm.cameras import Cameras
 from geolrm.config import Procedural
 from geolrm.data import object_tar
-from geolrm.data.procedural import draw_object, primitives, procedural_object, render_scene
+from geolrm.data.procedural import TEST_SURFACE_POINTS, draw_object, primitives, procedural_object, render_scene
 from geolrm.data.procedural.primitives import Kind
 from geolrm.data.procedural.scene import BALL_RADIUS, Scene, Solid, draw_scene, fitted, scene_generator
 from geolrm.data.procedural.textures import Pattern, albedo, draw_texture
@@ -285,6 +285,17 @@ def test_surface_points_lie_on_the_object_and_their_normals_point_out():
         assert outside.float().mean() < 2e-3  # at the rims of thin walls
         assert inside.float().mean() > 0.998
         assert points.norm(dim=1).max() < 0.5
+
+
+def test_a_test_object_has_points_enough_to_measure_100_000_against_and_they_are_its_own():
+    obj = procedural_object(0, "test-00000", 16, 1)
+    scene, few, _ = draw_object(0, "test-00000")
+    assert len(obj.points) == len(obj.point_normals) == TEST_SURFACE_POINTS >= 100_000
+    assert len(procedural_object(0, "val-00000", 16, 1).points) == len(few)
+    some, normals = obj.points[::50], obj.point_normals[::50]
+    assert scene.contains((some + 1e-4 * normals).T).float().mean() < 2e-3
+    assert scene.contains((some - 1e-4 * normals).T).float().mean() > 0.998
+    assert torch.cdist(few[::40], obj.points).amin(1).max() < 0.02  # all over the surface
 
 
 def test_every_pixel_with_depth_is_close_to_a_surface_point(rendered):

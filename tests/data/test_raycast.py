@@ -249,7 +249,7 @@ def test_an_object_has_all_its_views_its_surface_and_its_facts():
     assert len(obj.views) == 40
     assert len(obj.test_views) == 16
     assert obj.normals.shape == (40, 3, 24, 24)
-    assert obj.points.shape == (65_536, 3)
+    assert obj.points.shape == (131_072, 3)
     to_source = [[0.2, 0, 0, 1], [0, 0.2, 0, 2], [0, 0, 0.2, 3], [0, 0, 0, 1]]
     assert np.allclose(obj.meta["object_to_source"], to_source)
     assert obj.meta["unit"] == "m"

@@ -17,7 +17,7 @@ from geolrm.cameras import Cameras
 from geolrm.config import Shard
 from geolrm.data import shards
 from geolrm.data.shard_build import build_shard
-from geolrm.data.shard_plan import HashCache, ShardJob, find_objects, plan_shards
+from geolrm.data.shard_plan import TEST_SURFACE_POINTS, HashCache, ObjectTar, ShardJob, find_objects, plan_shards
 from geolrm.failures import BadInput
 from geolrm.views import Views
 
@@ -109,6 +109,13 @@ def test_the_label_is_what_the_kept_views_hit_and_no_test_view_adds_to_it(job: S
 def test_roles_are_24_orbit_12_ring_top_and_bottom(job: ShardJob) -> None:
     roles = json.loads(members_of(job.tar, "train-00000")["meta.json"])["roles"]
     assert {role: roles.count(role) for role in set(roles)} == {"orbit": 24, "ring": 12, "top": 1, "bottom": 1}
+
+
+def test_test_objects_keep_the_points_that_geometry_is_measured_against(tmp_path: Path) -> None:
+    objects = [ObjectTar(f"{split}-00000", split, "a.tar", "0" * 64, 1) for split in ("train", "test")]
+    points = {job.split: job.surface_points for job in plan_shards(objects, tmp_path, "made-up", PARAMS)}
+    assert points == {"train": 200, "test": TEST_SURFACE_POINTS}
+    assert TEST_SURFACE_POINTS >= 100_000
 
 
 def test_surface_points_are_drawn_from_the_objects_own(job: ShardJob) -> None:

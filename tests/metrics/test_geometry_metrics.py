@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from geolrm.metrics.geometry import BOX_DIAGONAL, POINTS, TrueSurface, missing_surface, surface_scores
+from geolrm.metrics.geometry import (
+    BOX_DIAGONAL,
+    POINTS,
+    TrueSurface,
+    missing_surface,
+    sampling_floor,
+    surface_scores,
+)
 
 
 def sphere(seed: int, count: int = POINTS, radius: float = 0.5) -> np.ndarray:
@@ -76,3 +83,21 @@ def test_a_large_cloud_is_drawn_from_by_its_seed():
 def test_a_truth_without_extent_is_refused():
     with pytest.raises(ValueError, match="single point"):
         TrueSurface.from_points(np.zeros((5, 3)), seed=0)
+
+
+def test_the_floor_is_that_of_two_draws_and_says_how_large_they_are():
+    many = sphere(0, 2 * POINTS)
+    floor = sampling_floor(many, TRUTH, seed=0)
+    assert floor["points"] == POINTS
+    assert math.isclose(floor["cd_sum"], 0.028, abs_tol=0.001)
+    half = sampling_floor(sphere(0), TRUTH, seed=0)  # too few for two whole draws: half as many each
+    assert half["points"] == POINTS // 2
+    assert math.isclose(half["cd_sum"], math.sqrt(2) * floor["cd_sum"], rel_tol=0.03)
+
+
+def test_other_points_of_the_truth_keep_its_map():
+    cap = sphere(1)[sphere(1)[:, 2] > 0.4]  # its own box would blow it up
+    other = TRUTH.with_points(cap, seed=0, count=1000)
+    assert (other.mapped(cap) == TRUTH.mapped(cap)).all()
+    assert len(other.points) == 1000
+    assert surface_scores(cap, other)["recall_0.05"] == 1.0

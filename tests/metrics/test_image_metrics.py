@@ -6,7 +6,17 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from geolrm.metrics.image import PSNR_MAX, error_map, psnr, psnr_foreground, ssim
+from geolrm.metrics.image import (
+    DEPTH_MISSING,
+    PSNR_MAX,
+    depth_error,
+    error_map,
+    mask_iou,
+    psnr,
+    psnr_foreground,
+    psnr_pooled,
+    ssim,
+)
 
 
 def pictures(seed: int = 0, views: int = 2, size: int = 40) -> torch.Tensor:
@@ -74,3 +84,37 @@ def test_error_map_is_the_mean_over_channels():
 def test_pictures_outside_the_range_are_refused(wrong):
     with pytest.raises(ValueError, match="must lie in"):
         psnr(wrong, torch.zeros(1, 3, 16, 16))
+
+
+def test_pooled_psnr_is_of_one_mean_and_never_above_the_mean_of_views():
+    truth = torch.full((2, 3, 8, 8), 0.5)
+    image = truth.clone()
+    image[0] += 0.1
+    image[1] += 0.2
+    assert math.isclose(psnr_pooled(image, truth), -10 * math.log10((0.01 + 0.04) / 2), abs_tol=1e-4)
+    assert psnr_pooled(image, truth) < psnr(image, truth).mean()
+    assert psnr_pooled(truth, truth) == PSNR_MAX
+
+
+def test_mask_iou_of_half_a_frame_against_a_quarter_of_it_is_a_half():
+    truth, alpha = torch.zeros(3, 1, 8, 8), torch.zeros(3, 1, 8, 8)
+    truth[:2, :, :4] = 1.0
+    alpha[0, :, :2] = 0.6
+    alpha[0, :, 6:] = 0.5  # not above a half: no surface
+    found = mask_iou(alpha, truth)
+    assert found[:2].tolist() == [0.5, 0.0]
+    assert found[2].isnan()  # nothing there, nothing shown: no view to average
+
+
+def test_depth_error_is_the_median_and_a_missing_surface_counts_the_diagonal():
+    truth = torch.zeros(2, 4, 4)
+    truth[:, :2] = 2.0
+    alpha = torch.ones(2, 1, 4, 4)
+    assert depth_error(truth + 0.25, alpha, truth) == 0.25  # also where there is no truth: it does not count
+    few = alpha.clone()
+    few[:, :, 0] = 0.3
+    few[0, :, 1, 0] = 0.3
+    assert depth_error(truth, few, truth) == pytest.approx(DEPTH_MISSING)  # 9 of 16 pixels
+    few[0, :, 1, 0], few[0, :, 0, 0] = 1.0, 1.0
+    assert depth_error(truth, few, truth) == 0.0  # 7 of 16
+    assert depth_error(truth, alpha, torch.zeros_like(truth)) is None

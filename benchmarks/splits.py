@@ -1,0 +1,86 @@
+"""The benchmark's lists of objects: which objects of a data set a number is the mean over.
+
+In: the names of a data set's objects as its owner publishes them, `datasets/<data set>/names.txt`, one a line. Out: the list of
+a split, `datasets/<data set>/<split>.txt`, names one a line. Convention: a split of N objects holds the N names with the
+smallest sha256 of name + protocol, as UTF-8, in that order: nobody chose them, and the first ten are a draw of ten. Trade: a
+list is frozen once it is written, so that objects which its source adds or removes later do not change it. Verified by
+drawing the committed lists again from the committed names.
+
+`python -m benchmarks.splits --dataset NAME` freezes the list of a data set whose names are known for the first time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from geolrm.failures import BadInput
+from geolrm.files import write_whole
+
+PROTOCOL = "geolrm-bench-v1"
+SIZE = 100
+NAMES = "names.txt"
+DATASETS = Path(__file__).parents[1] / "datasets"
+
+
+def rank(name: str) -> str:
+    """What names are ordered by: the hex digest of sha256(name + protocol)."""
+    return hashlib.sha256(f"{name}{PROTOCOL}".encode()).hexdigest()
+
+
+def draw(names: list[str], size: int = SIZE) -> list[str]:
+    """The `size` names of smallest rank, smallest first; all of them where there are no more."""
+    return sorted(set(names), key=rank)[:size]
+
+
+def read_names(path: Path) -> list[str]:
+    """Names of a list, one a line. Raises `BadInput` for a name that stands twice, and for an empty list."""
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    twice = next((name for i, name in enumerate(sorted(names)[1:]) if sorted(names)[i] == name), None)
+    if twice or not names:
+        detail = f"{twice} stands twice" if twice else "no names"
+        raise BadInput("split_list", path, detail, "one name a line, each once")
+    return names
+
+
+def split_list(dataset: str, split: str, datasets: Path = DATASETS) -> list[str] | None:
+    """The objects of a split that is a list, in its order; None for a split of the catalog's own (train, val, test)."""
+    path = datasets / dataset / f"{split}.txt"
+    return read_names(path) if path.is_file() and path.name != NAMES else None
+
+
+def freeze(dataset: str, datasets: Path = DATASETS, size: int = SIZE) -> Path:
+    """Draw the list `<data set>-<size>` from the data set's names and write it, once and for all.
+
+    Raises `BadInput`: no names, fewer than `size`, or the list is there and these names would give another.
+    """
+    source, path = datasets / dataset / NAMES, datasets / dataset / f"{dataset}-{size}.txt"
+    if not source.is_file():
+        remedy = "write the names that the source publishes there, one a line"
+        raise BadInput("names_missing", source, "no such file", remedy)
+    names = read_names(source)
+    if len(names) < size:
+        raise BadInput("names_missing", source, f"{len(names)} names for a split of {size}", "list all of them")
+    drawn = draw(names, size)
+    if path.is_file():
+        if read_names(path) != drawn:
+            remedy = "keep the list: results stand on it; a new draw needs a new protocol"
+            raise BadInput("split_frozen", path, f"{source.name} would give another list now", remedy)
+        return path
+    write_whole(path, "".join(f"{name}\n" for name in drawn))
+    return path
+
+
+if __name__ == "__main__":
+    import sys
+
+    import tyro
+
+    def main(dataset: str, size: int = SIZE) -> None:
+        """Freeze the list of a data set (datasets/DATASET/names.txt -> datasets/DATASET/DATASET-SIZE.txt)."""
+        print(freeze(dataset, size=size))
+
+    try:
+        tyro.cli(main)
+    except BadInput as error:
+        sys.exit(f"error: {error}")
