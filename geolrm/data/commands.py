@@ -96,7 +96,7 @@ class Gso(Options):
                 left_out[name] = left_out.get(name, 0) + 1
         by_name = {model.name: model for model in chosen if allowed(model.licence, allow)}
         names = by_hash(by_name, gso.SALT)[: self.limit]
-        with _ledger(self.root / "gso" / "source") as ledger:
+        with _ledger(self.root / "gso" / "source", self.dry_run) as ledger:
             tasks = [gso.task(client, base, by_name[name], ledger.path.parent, ledger) for name in names]
 
             def cost() -> Estimate:
@@ -158,7 +158,7 @@ class Gobjaverse(Options):
             )
         known, left_out = gobjaverse.permitted(gobjaverse.facts_of(objects, uids, annotations), allow)
         names = by_hash(known, gobjaverse.SPLIT_SALT + "-order")[: self.limit]
-        with _ledger(self.root / "gobjaverse" / preset / "objects") as ledger:
+        with _ledger(self.root / "gobjaverse" / preset / "objects", self.dry_run) as ledger:
             folder = ledger.path.parent / "objects"
             if self.source is None:
                 tasks = [gobjaverse.remote_task(client, base, name, known[name], folder, ledger) for name in names]
@@ -219,7 +219,7 @@ class Omniobject3d(Options):
                 continue
             native = kind == "blender_renders"
             home = self.root / (omniobject3d.NATIVE_DATASET if native else omniobject3d.DATASET)
-            with _ledger(home / preset / "objects" if native else home / "source") as ledger:
+            with _ledger(home / preset / "objects" if native else home / "source", self.dry_run) as ledger:
                 if native:
                     folder = ledger.path.parent / "objects"
                     tasks = [omniobject3d.renders_task(path, folder, ledger, self.verify) for path in paths]
@@ -234,13 +234,18 @@ class Omniobject3d(Options):
 
 
 @contextmanager
-def _ledger(folder: Path) -> Iterator[Ledger]:
-    """The ledger of a folder of objects, made and locked. It lies beside a folder `objects`, in any other."""
+def _ledger(folder: Path, dry_run: bool) -> Iterator[Ledger]:
+    """The ledger of a folder of objects: beside a folder `objects`, in any other. The folder is made and locked, but for a
+    dry run, which leaves no trace."""
     from geolrm.data.fetch import Ledger
 
+    path = (folder.parent if folder.name == "objects" else folder) / "fetch.jsonl"
+    if dry_run:
+        yield Ledger(path)
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
-        yield Ledger((folder.parent if folder.name == "objects" else folder) / "fetch.jsonl")
+        yield Ledger(path)
 
 
 def _wanted(tasks: list[Task], ledger: Ledger) -> list[Task]:

@@ -142,7 +142,7 @@ def blender_exr(depth: np.ndarray, channels: tuple[str, ...] = ("V",)) -> bytes:
     plane = np.where(depth > 0, depth, 1e10).astype(np.float32)
     buffer = io.BytesIO()
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
-    OpenEXR.File(header, {name: plane for name in channels}, num_threads=0).write(buffer)
+    OpenEXR.File(header, dict.fromkeys(channels, plane), num_threads=0).write(buffer)
     return buffer.getvalue()
 
 

@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from misbehaving_server import HTML, Page, Server, serving
 
 from geolrm.data.download import Client, Manners, RemoteFile, Stopped, download_file
 from geolrm.failures import BadInput
 from geolrm.files import DiskFull
-from misbehaving_server import HTML, Page, Server, serving
 
 QUICK = Manners(connections=2, requests_per_second=1000, timeout=0.25, attempts=3, backoff=0.001)
 DATA = os.urandom(100_000)
@@ -42,7 +42,9 @@ def reason(call) -> str:
     return caught.value.reason
 
 
-@pytest.mark.parametrize("fault", ["stall", "trickle", "reset", "short", "busy", "html", "disguised", 500, 502, 503, 429])
+@pytest.mark.parametrize(
+    "fault", ["stall", "trickle", "reset", "short", "busy", "html", "disguised", 500, 502, 503, 429]
+)
 def test_what_goes_wrong_once_is_mended(server, fault):
     server.faults["/a"] = [fault]
     assert read(server) == DATA

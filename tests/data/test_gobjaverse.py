@@ -66,7 +66,12 @@ def test_every_form_on_disk_becomes_the_same_tar_that_lands_depth_on_depth(files
     else:
         gobjaverse_folder(root, "12/3456", files, level="campos_512_v4/" if form == "folder" else "")
     fetched = take_in(root, tmp_path)
-    assert (fetched.key, fetched.source_id, fetched.licence, fetched.unexpected) == ("12_3456", "12/3456", "CC-BY-4.0", ())
+    assert (fetched.key, fetched.source_id, fetched.licence, fetched.unexpected) == (
+        "12_3456",
+        "12/3456",
+        "CC-BY-4.0",
+        (),
+    )
     obj = read_object_tar(tmp_path / "objects" / "12_3456.tar", normals=True)
     assert obj.key == "12_3456"
     around = [i for i, role in enumerate(view_roles(obj.views.cameras)) if role in ("orbit", "ring")]
@@ -130,7 +135,9 @@ def test_ray_length_in_place_of_planar_depth_is_refused_and_the_true_depth_is_no
         gobjaverse_folder(tmp_path / name, "12/3456", content)
         path = tmp_path / "objects" / take_in(tmp_path / name, tmp_path / name).file
         if name == "good":
-            assert gobjaverse.accept([tmp_path / name / path.relative_to(tmp_path)], 0.5 / 128)["12_3456"]["median"] < 1e-3
+            assert (
+                gobjaverse.accept([tmp_path / name / path.relative_to(tmp_path)], 0.5 / 128)["12_3456"]["median"] < 1e-3
+            )
         else:
             with pytest.raises(BadInput, match="reprojection"):
                 gobjaverse.accept([tmp_path / name / path.relative_to(tmp_path)], 0.5 / 128)
@@ -242,7 +249,12 @@ def annotations(folder, entries):
 
 def test_licence_and_author_come_from_the_annotations(tmp_path):
     entries = {
-        "u1": {"license": "by", "name": "Dog", "user": {"username": "ann", "displayName": "Ann"}, "viewerUrl": "https://x/u1"},
+        "u1": {
+            "license": "by",
+            "name": "Dog",
+            "user": {"username": "ann", "displayName": "Ann"},
+            "viewerUrl": "https://x/u1",
+        },
         "u2": {"license": "by-nc", "name": "Cat", "user": {"username": "bob"}},
         "u3": {"license": "by", "name": "not asked for"},
     }

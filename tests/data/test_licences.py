@@ -46,7 +46,13 @@ def test_a_list_admits_what_it_names_and_nothing_else():
 
 def test_commercial_admits_what_does_not_forbid_it_and_never_what_is_unknown():
     allow = parse_allowed(["commercial"])
-    assert [allowed(name, allow) for name in ("by", "by-sa", "by-nc", "by-nc-sa", None)] == [True, True, False, False, False]
+    assert [allowed(name, allow) for name in ("by", "by-sa", "by-nc", "by-nc-sa", None)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
     assert allowed(None, parse_allowed(["commercial", "unknown"]))
 
 

@@ -43,7 +43,9 @@ def take_in(files, tmp_path, *, archive=True, count=1):
     ((path, kind),) = sources(tmp_path).items()
     assert kind == "blender_renders"
     (tmp_path / "objects").mkdir(exist_ok=True)
-    outcomes = list(renders_task(path, tmp_path / "objects", Ledger(tmp_path / "fetch.jsonl"), False).do(lambda _: None))
+    outcomes = list(
+        renders_task(path, tmp_path / "objects", Ledger(tmp_path / "fetch.jsonl"), False).do(lambda _: None)
+    )
     assert len(outcomes) == count
     return outcomes[0]
 
@@ -268,9 +270,10 @@ def test_raw_scans_are_checked_where_they_lie(tmp_path):
     assert [path.name for path in found] == ["ball.tar.gz", "cup.tar.gz"]
     (outcome,) = scans_task(home / "ball.tar.gz").do(lambda _: None)
     assert (outcome.key, outcome.file, outcome.bytes) == ("ball", "", (home / "ball.tar.gz").stat().st_size)
+    outcomes: list[Failed] = []
     with pytest.raises(BadInput, match="source_missing"):
-        outcomes = list(scans_task(home / "cup.tar.gz").do(lambda _: None))
-        assert {item.error.reason for item in outcomes} == {"tar_truncated"}
+        outcomes.extend(scans_task(home / "cup.tar.gz").do(lambda _: None))
+    assert "tar_truncated" in {item.error.reason for item in outcomes}
 
 
 def test_a_folder_without_either_says_how_to_get_them(tmp_path):
