@@ -255,6 +255,23 @@ def test_a_source_that_changed_since_is_not_taken_for_the_same(gso):
     assert "Cup" not in zips(folder)
 
 
+def test_what_was_fetched_is_rendered_with_the_licence_that_its_record_names(gso, tmp_path):
+    import yaml
+
+    from pipelines import render_meshes
+
+    _, run, folder = gso
+    run("--license-allow", "CC-BY-NC-4.0")
+    assert zips(folder) == ["Plate"]
+    params = yaml.safe_load((REPOSITORY / "presets" / "smoke.yaml").read_text())
+    params["meshes"] |= {"resolution": 16, "supersampling": 1, "workers": 1}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    common = ["--layout", "gso_zip", "--input", str(folder), "--root", str(tmp_path)]
+    assert render_meshes.main([*common, "--params", str(tmp_path / "params.yaml")]) == 0
+    obj = read_object_tar(tmp_path / "gso" / "smoke" / "objects" / "Plate.tar")
+    assert obj.meta["licence"] == "CC-BY-NC-4.0"
+
+
 def test_no_more_connections_are_open_than_asked_for(gso):
     server, run, _ = gso
     server.delay = 0.05
