@@ -1,4 +1,4 @@
-"""The `geolrm` command: presets, the state of this machine, weights, checkpoints.
+"""The `geolrm` command: presets, the state of this machine, weights, checkpoints, data sets.
 
 In: a verb and its options. Out: what the verb says. Each verb is one function; stages of the pipeline are not verbs here but
 scripts in `pipelines/`, which DVC and people run alike. Verified by running each verb as a process.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from geolrm.config import load_params
+from geolrm.data.commands import Data
 from geolrm.failures import BadInput
 
 if TYPE_CHECKING:
@@ -166,12 +167,15 @@ Verb = (
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     | Annotated[Weights, tyro.conf.subcommand("weights")]
     | Annotated[Checkpoint, tyro.conf.subcommand("checkpoint")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
 )
 
 
 def main() -> None:
     """Entry point of the `geolrm` command."""
     try:
-        tyro.cli(Verb, prog="geolrm", description="GeoLRM: posed pictures of an object to 3D Gaussians.").run()
+        names = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+        description = "GeoLRM: posed pictures of an object to 3D Gaussians."
+        tyro.cli(Verb, prog="geolrm", description=description, config=names).run()
     except BadInput as error:
         sys.exit(f"error: {error}")

@@ -30,6 +30,7 @@ import tyro
 from tqdm import tqdm
 
 from geolrm.config import Params, load_params
+from geolrm.data.fetch import Ledger
 from geolrm.data.lighting import LIGHTING
 from geolrm.data.meshes import KNOWN_DATASETS, Bundle, Dropped, Layout, SourceFacts, Up, read_source
 from geolrm.data.object_tar import read_object_tar, write_object_tar
@@ -181,6 +182,7 @@ def object_up(bundle: Bundle, facts: SourceFacts, given: Up | None) -> Up:
 def jobs(options: Options, params: Params, dataset: str, known: SourceFacts, folder: Path) -> Iterator[Job | Dropped]:
     """The objects of the source as jobs, or the reason why one cannot be read."""
     workers = options.workers or params.meshes.workers
+    own = {record.file: record for record in Ledger(options.input / "fetch.jsonl").records.values()}
     for count, item in enumerate(read_source(options.input, options.layout)):
         if options.limit is not None and count >= options.limit:
             return
@@ -197,11 +199,12 @@ def jobs(options: Options, params: Params, dataset: str, known: SourceFacts, fol
             "fov": FOV,
             "radius": RADIUS,
         }
+        record = own.get(Path(item.where).name)  # what was fetched may know the licence of each object
         facts = {
             "dataset": dataset,
             "layout": options.layout,
             "split": options.split,
-            "licence": known.licence,
+            "licence": options.licence or (record.licence if record else None) or known.licence,
             "attribution": known.attribution,
             "unit": known.unit,
             "source_sha256": item.sha256,

@@ -10,8 +10,6 @@ else is done. Verified by tests/data/test_shard_pipeline.py.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sys
 import time
 from collections import Counter
@@ -36,27 +34,12 @@ from geolrm.data.shard_plan import (
     remove_leftovers,
 )
 from geolrm.failures import BadInput
-from geolrm.files import DiskFull
+from geolrm.files import DiskFull, alone_in
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
 
 NAMED_DROPS = 10
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: a run that outlived its killed parent is waited for, never raced. Freed if we are killed."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another run is writing {folder}; waiting for it", file=sys.stderr)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -340,7 +340,7 @@ def _gathered(files: Files, found: list[tuple[str, str, str | None]], named: boo
             yield Dropped(source_id, error)
 
 
-def _gso_zip(path: Path) -> Iterator[Bundle | Dropped]:
+def gso_zip(path: Path) -> Iterator[Bundle | Dropped]:
     """One zip of Gazebo Fuel, one object: `meshes/model.obj`, its texture in `materials/textures/`."""
     try:
         files = ZipFiles(path)
@@ -415,7 +415,7 @@ def _layout_items(path: Path, layout: Layout) -> Iterator[Bundle | Dropped]:
     archives = [p for p in entries if p.is_file() and p.name.lower().endswith(suffixes)]
     for archive in archives:
         if layout == "gso_zip":
-            yield from _gso_zip(archive)
+            yield from gso_zip(archive)
         elif layout == "raw_scans":
             yield from _raw_scans(TarFiles(archive), None)
         else:

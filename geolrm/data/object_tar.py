@@ -39,6 +39,7 @@ from geolrm.views import Views
 INPUT_FOLDER = "campos_512_v4"
 NATIVE_RADIUS = 0.867  # sqrt(3) / 2, the object radius that every reader of GObjaverse assumes
 MAX_SIDE = 8192
+MAX_VIEWS = 100  # shards number views with two digits
 META_KEYS = ("dataset", "layout", "source_id", "split", "licence", "attribution", "unit")
 SURFACES = ("mesh", "closed form", "depth")
 RIGS = ("own", "native")
@@ -54,7 +55,7 @@ class RenderedObject:
 
     Attributes:
         key: the object's name, unique within its data set; the top folder in the tar.
-        views: the 40 input-able views, depth included.
+        views: the input-able views, 40 in GObjaverse's rig and ours, depth included.
         normals: (40, 3, H, W) world unit normals, 0 where there is no surface; None where they were not read.
         test_views: the 16 test views, or None.
         points: (P, 3) samples of the true surface, object units, with point_normals (P, 3) unit; or both None.
@@ -103,9 +104,13 @@ def write_object_tar(path: Path, obj: RenderedObject) -> None:
 
     Raises ValueError if the object lacks what the format needs, OSError if the disk refuses (nothing is left behind).
     """
-    members = sorted(_members(obj))  # encoded before the file is opened: a bad object touches no disk
+    write_members(path, dict(_members(obj)))  # encoded before the file is opened: a bad object touches no disk
+
+
+def write_members(path: Path, members: dict[str, bytes]) -> None:
+    """Write a tar of these members, sorted by name, without times and owners: whole or not at all."""
     with whole_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in members:
+        for name, content in sorted(members.items()):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
@@ -120,7 +125,7 @@ def _members(obj: RenderedObject) -> Iterator[tuple[str, bytes]]:
         )
     meta = {**obj.meta, "cropped_views": cropped_views(obj.views)}
     check_meta(meta, obj.key)
-    yield f"{obj.key}/meta.json", _json_bytes(meta)
+    yield f"{obj.key}/meta.json", json_bytes(meta)
     yield from _view_members(f"{obj.key}/{INPUT_FOLDER}", obj.views, obj.normals)
     if obj.test_views is not None:
         if len(obj.test_views) != TEST_VIEWS:
@@ -141,11 +146,11 @@ def _view_members(folder: str, views: Views, normals: Tensor | None) -> Iterator
         stem = f"{folder}/{i:05d}/{i:05d}"
         normal = np.zeros((3, *views.size), np.float32) if normals is None else normals[i].float().cpu().numpy()
         yield f"{stem}.png", _png_bytes(rgba[i])
-        yield f"{stem}.json", _json_bytes(to_gobjaverse(views.cameras[i]))
-        yield f"{stem}_nd.exr", _exr_bytes(normal, depth[i])
+        yield f"{stem}.json", json_bytes(to_gobjaverse(views.cameras[i]))
+        yield f"{stem}_nd.exr", exr_bytes(normal, depth[i])
 
 
-def _json_bytes(record: dict[str, Any]) -> bytes:
+def json_bytes(record: dict[str, Any]) -> bytes:
     return json.dumps(record, sort_keys=True, indent=1, allow_nan=False).encode()
 
 
@@ -155,7 +160,7 @@ def _png_bytes(rgba: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _exr_bytes(normal: np.ndarray, depth: np.ndarray) -> bytes:
+def exr_bytes(normal: np.ndarray, depth: np.ndarray) -> bytes:
     """EXR of a world normal (3, H, W), as half floats in GObjaverse's Unity-like frame, and a depth (H, W) float32."""
     x, y, z = (np.ascontiguousarray(axis, dtype=np.float16) for axis in normal)
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
@@ -222,7 +227,7 @@ def _read(tar: tarfile.TarFile, path: Path, with_normals: bool) -> RenderedObjec
     meta = default_meta(content.key) | content.json(f"{content.key}/meta.json", optional=True)
     check_meta(meta, f"{path}: meta.json")
     native = meta["rig"] == "native"
-    views, normals = content.views(content.inputs, VIEWS, native, with_normals)
+    views, normals = content.views(content.inputs, meta.get("input_views", VIEWS), native, with_normals)
     meta["cropped_views"] = cropped_views(views)
     tests = content.views(content.tests, TEST_VIEWS, native, False)[0] if content.tests else None
     points, point_normals = content.surface()
@@ -378,6 +383,9 @@ def check_meta(meta: dict[str, Any], where: str) -> None:
     for key, allowed in (("surface", SURFACES), ("rig", RIGS)):
         if meta.get(key) not in allowed:
             raise BadInput("meta_fields", where, f"{key!r} is {meta.get(key)!r}, expected one of {allowed}")
+    count = meta.get("input_views", VIEWS)
+    if not isinstance(count, int) or not 1 <= count <= MAX_VIEWS:
+        raise BadInput("meta_fields", where, f"'input_views' is {count!r}, expected 1 to {MAX_VIEWS}")
     try:
         matrix = torch.tensor(meta["object_to_source"], dtype=torch.float64)
     except (KeyError, TypeError, ValueError) as error:
