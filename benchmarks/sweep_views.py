@@ -32,7 +32,7 @@ from geolrm.cameras import Cameras
 from geolrm.config import Params, Sweep, load_params
 from geolrm.data.loader import Sample, ShardDataset
 from geolrm.data.rig import ORBIT_VIEWS, orbit_inputs
-from geolrm.failures import BadInput
+from geolrm.failures import BadInput, run_command
 from geolrm.files import sha256_of, write_whole
 from geolrm.metrics import geometry, image
 from geolrm.metrics.geometry import TrueSurface
@@ -412,12 +412,9 @@ def sweep(arguments: Arguments) -> dict[str, list[Row]]:
 
 
 def main() -> None:
-    """Command line; what is wrong with the input is said in one line, without a traceback."""
-    try:
-        sweep(tyro.cli(Arguments))
-    except BadInput as error:
-        sys.exit(f"sweep: {error}")
+    """Command line of `sweep`."""
+    sweep(tyro.cli(Arguments))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import tyro
 
 from geolrm.config import load_params
-from geolrm.failures import BadInput
+from geolrm.failures import BadInput, run_command
 
 ROOT = Path(__file__).parent.parent
 
@@ -138,9 +138,7 @@ Verb = (
 )
 
 
-def main() -> None:
+def main() -> int:
     """Entry point of the `geolrm` command."""
-    try:
-        tyro.cli(Verb, prog="geolrm", description="GeoLRM: posed pictures of an object to 3D Gaussians.").run()
-    except BadInput as error:
-        sys.exit(f"error: {error}")
+    description = "GeoLRM: posed pictures of an object to 3D Gaussians."
+    return run_command(lambda: tyro.cli(Verb, prog="geolrm", description=description).run())
