@@ -102,9 +102,13 @@ def _lpips() -> list[tuple[str, str, str]]:
 
     rows = []
     for net in NETS:
-        path = weights_file(net)
-        missing = "missing", "geolrm weights fetch lpips, or set GEOLRM_LPIPS_WEIGHTS to their folder"
-        rows.append((f"LPIPS ({net})", *((("lpips package", str(path))) if path else missing)))
+        state, reason = "missing", "geolrm weights fetch lpips, or set GEOLRM_LPIPS_WEIGHTS to their folder"
+        try:
+            if path := weights_file(net):
+                state, reason = "lpips package", str(path)
+        except BadInput as error:
+            reason = f"{error.where}: {error.detail}; {error.remedy}"
+        rows.append((f"LPIPS ({net})", state, reason))
     return rows
 
 

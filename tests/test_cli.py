@@ -84,6 +84,16 @@ def test_the_doctor_names_a_backend_or_a_way_out_for_every_operation(
             assert "pip install" in line or "geolrm weights fetch" in line or "apt" in line
 
 
+def test_the_doctor_names_a_folder_of_weights_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GEOLRM_LPIPS_WEIGHTS", str(tmp_path / "nowhere"))
+    assert geolrm(monkeypatch, "doctor") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("LPIPS")]
+    assert len(lines) == 2
+    assert all("nowhere: no such file or folder" in line and " missing " in line for line in lines)
+
+
 def test_the_command_lists_its_verbs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         geolrm(monkeypatch, "--help")
