@@ -22,7 +22,7 @@ from benchmarks.artefacts import artefact_folder
 from benchmarks.estimates import HEADLINE, METRICS
 from benchmarks.rows import Key, Row, key_of, read_rows
 from geolrm.config import load_params
-from geolrm.failures import BadInput
+from geolrm.failures import BadInput, run_command
 from geolrm.files import whole_file
 
 MARGIN, GAP, LINE = 12, 6, 17  # pixels
@@ -155,15 +155,5 @@ def contact_sheet(arguments: Arguments) -> None:
     print(f"{arguments.out}: {len(found)} objects, {arguments.out.stat().st_size / 1000:.0f} kB")
 
 
-def main() -> int:
-    """Command line; what is wrong with the input is said in one line, without a traceback."""
-    try:
-        contact_sheet(tyro.cli(Arguments))
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(lambda: contact_sheet(tyro.cli(Arguments))))

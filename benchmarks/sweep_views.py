@@ -35,7 +35,7 @@ from geolrm.cameras import Cameras
 from geolrm.config import Params, Sweep, load_params
 from geolrm.data.loader import Sample, ShardDataset
 from geolrm.data.rig import ORBIT_VIEWS
-from geolrm.failures import BadInput
+from geolrm.failures import BadInput, run_command
 from geolrm.files import sha256_of, write_whole
 from geolrm.gaussians import Gaussians
 from geolrm.metrics.perceptual import PerceptualMetrics, load_perceptual
@@ -450,12 +450,9 @@ def sweep(arguments: Arguments) -> dict[str, list[Row]]:
 
 
 def main() -> None:
-    """Command line; what is wrong with the input is said in one line, without a traceback."""
-    try:
-        sweep(tyro.cli(Arguments))
-    except BadInput as error:
-        sys.exit(f"sweep: {error}")
+    """Command line of `sweep`."""
+    sweep(tyro.cli(Arguments))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

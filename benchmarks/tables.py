@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 from benchmarks.estimates import FORMAT, HEADLINE, METRICS, READABLE
-from geolrm.failures import BadInput
+from geolrm.failures import BadInput, run_command
 from geolrm.tracking import Record
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -123,7 +124,7 @@ def update_readme(
     return current == text
 
 
-def main() -> None:
+def main() -> int:
     """Command line of `update_readme`; with --check a README that is not current ends with status 1."""
     import tyro
 
@@ -145,8 +146,8 @@ def main() -> None:
         print("current" if current else "not current: run python -m benchmarks.tables" if check else "written")
         return int(check and not current)
 
-    raise SystemExit(tyro.cli(command))
+    return tyro.cli(command)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -18,7 +18,7 @@ import tyro
 
 from geolrm.config import load_params
 from geolrm.data.commands import Data
-from geolrm.failures import BadInput
+from geolrm.failures import BadInput, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -122,9 +122,13 @@ def _lpips() -> list[tuple[str, str, str]]:
 
     rows = []
     for net in NETS:
-        path = weights_file(net)
-        missing = "missing", "geolrm weights fetch lpips, or set GEOLRM_LPIPS_WEIGHTS to their folder"
-        rows.append((f"LPIPS ({net})", *((("lpips package", str(path))) if path else missing)))
+        state, reason = "missing", "geolrm weights fetch lpips, or set GEOLRM_LPIPS_WEIGHTS to their folder"
+        try:
+            if path := weights_file(net):
+                state, reason = "lpips package", str(path)
+        except BadInput as error:
+            reason = f"{error.where}: {error.detail}; {error.remedy}"
+        rows.append((f"LPIPS ({net})", state, reason))
     return rows
 
 
@@ -171,11 +175,8 @@ Verb = (
 )
 
 
-def main() -> None:
+def main() -> int:
     """Entry point of the `geolrm` command."""
-    try:
-        names = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-        description = "GeoLRM: posed pictures of an object to 3D Gaussians."
-        tyro.cli(Verb, prog="geolrm", description=description, config=names).run()
-    except BadInput as error:
-        sys.exit(f"error: {error}")
+    names = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+    description = "GeoLRM: posed pictures of an object to 3D Gaussians."
+    return run_command(lambda: tyro.cli(Verb, prog="geolrm", description=description, config=names).run())

@@ -20,10 +20,37 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TEMPORARY = ".*.tmp"  # pattern of the names under which files are written
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# What writes by itself raises errors of its own, without a number: safetensors and OpenEXR quote the system, SQLite does not.
+FULL_IN_WORDS = (*map(os.strerror, FULL), "database or disk is full")
 
 
 class DiskFull(OSError):
     """No room for a file; `strerror` names the file, the free space and the way out."""
+
+
+def disk_full(error: BaseException, path: Path | None = None) -> DiskFull | None:
+    """What to raise in place of an error that says, by number or in words, that a disk or a quota is full; else None.
+
+    Args:
+        error: of whatever was writing.
+        path: the file that was being written whole, where that is known.
+    """
+    if isinstance(error, DiskFull):
+        return error
+    number = error.errno if isinstance(error, OSError) else None
+    if number not in FULL and not any(words in str(error) for words in FULL_IN_WORDS):
+        return None
+    if path is None:
+        seen, left = str(error).partition("\n")[0], ""
+    else:
+        seen = f"{shutil.disk_usage(path.parent).free:,} bytes are free where {path} was being written"
+        left = " and nothing of this file is left"
+    message = (
+        f"the disk is full: {seen}; what was finished before is safe{left}. "
+        "Free some space and run the same command again: it goes on here"
+    )
+    return DiskFull(number or errno.ENOSPC, message, None if path is None else str(path))
 
 
 @contextlib.contextmanager
@@ -31,7 +58,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path to write to; when the block ends well it becomes `path`.
 
     Raises:
-        DiskFull: in place of the OSError of a full disk or quota.
+        DiskFull: in place of the error of a full disk or quota.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -40,7 +67,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -48,25 +75,16 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def full_disk_named(path: Path) -> Iterator[None]:
-    """A block that writes towards `path`. Raises `DiskFull` in place of the OSError of a full disk or quota."""
+    """A block that writes towards `path`. Raises `DiskFull` in place of the error of a full disk or quota."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) and not isinstance(error, DiskFull):
-            raise _disk_full(error.errno, path) from error
+    except Exception as error:
+        if full := disk_full(error, path):
+            raise full from error
         raise
 
 
-def _disk_full(number: int, path: Path) -> DiskFull:
-    free = shutil.disk_usage(path.parent).free
-    message = (
-        f"the disk is full: {free:,} bytes are free where {path} was being written; what was finished before is safe and "
-        "nothing of this file is left. Free some space and run the same command again: it goes on here"
-    )
-    return DiskFull(number, message, str(path))
-
-
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Bring the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

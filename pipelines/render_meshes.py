@@ -19,7 +19,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +36,7 @@ from geolrm.data.object_tar import read_object_tar, write_object_tar
 from geolrm.data.raycast import SURFACE_POINTS, Open3DMissing, import_open3d, rendered_object
 from geolrm.data.reprojection import reprojection_error
 from geolrm.data.rig import FOV, RADIUS, view_roles
-from geolrm.failures import BadInput
+from geolrm.failures import BadInput, run_command
 from geolrm.files import write_whole
 from geolrm.pictures import save_picture
 
@@ -419,14 +418,7 @@ def render_meshes(options: Options) -> int:
 def main(arguments: Annotated[list[str] | None, tyro.conf.Suppress] = None) -> int:
     """Parse the command line and run."""
     options = tyro.cli(Options, prog="python -m pipelines.render_meshes", args=arguments)
-    try:
-        return render_meshes(options)
-    except (BadInput, Open3DMissing) as error:
-        print(f"error: {error}", file=sys.stderr)
-    except BrokenProcessPool:
-        remedy = "run the command again to go on where it stopped, with fewer --workers if memory ran out"
-        print(f"error: a worker process was killed: {remedy}", file=sys.stderr)
-    return 1
+    return run_command(lambda: render_meshes(options), Open3DMissing)
 
 
 if __name__ == "__main__":

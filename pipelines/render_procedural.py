@@ -13,6 +13,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from tqdm import tqdm
 from geolrm.config import Procedural, load_params
 from geolrm.data import object_tar, procedural
 from geolrm.data.lighting import LIGHTING
-from geolrm.failures import BadInput
+from geolrm.failures import BadInput, run_command
 from geolrm.files import TEMPORARY, write_whole
 
 MANIFEST = "manifest.json"
@@ -97,9 +98,12 @@ def _render_one(job: tuple[Procedural, str, Path, Device]) -> str:
 
 def _in_processes(jobs: list[tuple[Procedural, str, Path, Device]], workers: int) -> Iterator[str]:
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=spawn, initializer=_start_worker) as pool:
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=spawn, initializer=_start_worker)
+    try:
         for future in as_completed([pool.submit(_render_one, job) for job in jobs]):
             yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # a full disk: what waits is not rendered in vain
 
 
 def _start_worker() -> None:
@@ -115,7 +119,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def main(params: Path = Path("params.yaml"), workers: int | None = None, device: Device = "cpu") -> None:
+def main(params: Path = Path("params.yaml"), workers: int | None = None, device: Device = "cpu") -> int:
     """Draw and render procedural objects as object tars; run again, it goes on where it was stopped.
 
     Args:
@@ -128,12 +132,8 @@ def main(params: Path = Path("params.yaml"), workers: int | None = None, device:
     counts = render_objects(parsed.procedural, folder, workers or parsed.procedural.workers, device)
     summary = ", ".join(f"{count} {what}" for what, count in counts.items())
     print(f"{folder}: {summary}")
-    if counts["kept"] + counts["rendered"] < len(keys(parsed.procedural)):
-        raise SystemExit(1)
+    return int(counts["kept"] + counts["rendered"] < len(keys(parsed.procedural)))
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main)
-    except BadInput as error:
-        raise SystemExit(f"error: {error}") from error
+    sys.exit(run_command(lambda: tyro.cli(main)))

@@ -9,12 +9,15 @@ the same files. Convention: files are the truth, nothing is measured anew here. 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+
+import tyro
 
 from benchmarks.estimates import summarise
 from benchmarks.report import build
 from geolrm.config import load_params
-from geolrm.failures import BadInput
+from geolrm.failures import run_command
 from geolrm.files import write_whole
 from geolrm.tracking import Record, rebuild
 
@@ -62,9 +65,4 @@ def main(
 
 
 if __name__ == "__main__":
-    import tyro
-
-    try:
-        tyro.cli(main)
-    except BadInput as error:
-        raise SystemExit(f"error: {error}") from error
+    sys.exit(run_command(lambda: tyro.cli(main)))

@@ -33,7 +33,7 @@ from geolrm.data.shard_plan import (
     remember,
     remove_leftovers,
 )
-from geolrm.failures import BadInput
+from geolrm.failures import run_command
 from geolrm.files import DiskFull, alone_in
 
 if TYPE_CHECKING:
@@ -184,16 +184,5 @@ def shard(
     return 1 if failures else 0
 
 
-def main() -> int:
-    try:
-        return tyro.cli(shard)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except DiskFull as error:
-        print(f"error: {error.strerror}", file=sys.stderr)
-        return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(lambda: tyro.cli(shard)))

@@ -6,6 +6,8 @@ any moment and started again, it goes on from its newest saved state.
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import tyro
 
@@ -34,4 +36,4 @@ def main(params: str = "params.yaml", dataset: str = "procedural", workers: int 
 
 
 if __name__ == "__main__":
-    run(lambda: tyro.cli(main))
+    sys.exit(run(lambda: tyro.cli(main)))

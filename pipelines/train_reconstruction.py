@@ -6,6 +6,8 @@ In: `datasets/procedural/<preset>/` shards, `results/<preset>/proposal/`, the `r
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import tyro
 
@@ -43,4 +45,4 @@ def main(params: str = "params.yaml", dataset: str = "procedural", workers: int 
 
 
 if __name__ == "__main__":
-    run(lambda: tyro.cli(main))
+    sys.exit(run(lambda: tyro.cli(main)))

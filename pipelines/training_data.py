@@ -1,12 +1,11 @@
 """What both training stages read, and how a stage script ends.
 
 In: params and the name of a data set. Out: its training and validation splits, the folder of the results, the facts that
-identify a training. A stage script that meets bad input prints one plain message and ends with status 1.
+identify a training.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 
 from geolrm.config import Params
 from geolrm.data.loader import Sample, ShardDataset
-from geolrm.failures import BadInput
+from geolrm.failures import run_command
 from geolrm.files import sha256_of
 from geolrm.training.loop import Stage, TrainingDiverged
 
@@ -48,10 +47,7 @@ class TrainingData:
         return {"params": stage.config.model_dump(mode="json"), "catalog_sha256": self.catalog_sha256}
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a stage script: bad input and diverged training end with one plain message and status 1."""
+def run(main: Callable[[], None]) -> int:
+    """Run a stage script to its exit status; diverged training too ends with one plain message."""
     torch.set_flush_denormal(True)
-    try:
-        main()
-    except (BadInput, TrainingDiverged) as error:
-        sys.exit(f"error: {error}")
+    return run_command(main, TrainingDiverged)

@@ -1,6 +1,9 @@
 """What several tests share: where the optional shared folder lies, and a procedural data set small enough to train on at once."""
 
 import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +74,31 @@ def _shrunk(data: dict[str, Any]) -> dict[str, Any]:
         "artefacts": 1,
     }
     return data
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Callable[[Path, int], Callable[[int], None]]]:
+    """Give a folder a small file system of its own: (folder, kilobytes) -> what gives it another size. Needs root."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path, options: str) -> bool:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        return shutil.which("mount") is not None and subprocess.run(command, capture_output=True).returncode == 0
+
+    def small(folder: Path, kilobytes: int) -> Callable[[int], None]:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not mount(folder, f"size={kilobytes}k"):
+            pytest.skip("mounting a small file system needs root")
+        mounted.append(folder)
+
+        def resize(kilobytes: int) -> None:
+            assert mount(folder, f"remount,size={kilobytes}k")
+
+        return resize
+
+    yield small
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -29,9 +29,9 @@ def run(folder: Path, module: str, *arguments: str) -> subprocess.CompletedProce
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
-def geolrm(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+def geolrm(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["geolrm", *arguments])
-    cli.main()
+    return cli.main()
 
 
 @pytest.mark.parametrize("name", ["smoke", "small", "paper"])
@@ -46,14 +46,14 @@ def test_a_preset_becomes_the_params_file(
 
 
 def test_an_unknown_preset_names_those_there_are_and_leaves_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "params.yaml"
     file.write_text("as it was")
-    with pytest.raises(SystemExit) as caught:
-        geolrm(monkeypatch, "preset", "smal", "--params", str(file))
-    assert "error: smal: no such preset" in str(caught.value.code)
-    assert "paper, small, smoke" in str(caught.value.code)
+    assert geolrm(monkeypatch, "preset", "smal", "--params", str(file)) == 1
+    said = capsys.readouterr().err
+    assert "error: smal: no such preset" in said
+    assert "paper, small, smoke" in said
     assert file.read_text() == "as it was"
 
 
@@ -82,6 +82,16 @@ def test_the_doctor_names_a_backend_or_a_way_out_for_every_operation(
     for line in printed:
         if " missing " in line:
             assert "pip install" in line or "geolrm weights fetch" in line or "apt" in line
+
+
+def test_the_doctor_names_a_folder_of_weights_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GEOLRM_LPIPS_WEIGHTS", str(tmp_path / "nowhere"))
+    assert geolrm(monkeypatch, "doctor") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("LPIPS")]
+    assert len(lines) == 2
+    assert all("nowhere: no such file or folder" in line and " missing " in line for line in lines)
 
 
 def test_the_command_lists_its_verbs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from geolrm.files import TEMPORARY, DiskFull, sha256_of, whole_file, write_whole
+from geolrm.files import TEMPORARY, DiskFull, disk_full, sha256_of, whole_file, write_whole
 
 
 def test_a_file_appears_whole_and_replaces_what_was_there(tmp_path: Path) -> None:
@@ -59,10 +59,30 @@ def test_a_full_disk_is_said_in_plain_words_also_from_another_process(tmp_path: 
         assert words in str(told.strerror)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Error while serializing: I/O error: No space left on device (os error 28)",  # safetensors
+        'Failed to write pixel data to image file "x.exr". No space left on device.',  # OpenEXR
+        "(sqlite3.OperationalError) database or disk is full\n[SQL: ...]",  # MLflow's store
+    ],
+)
+def test_a_full_disk_is_known_by_the_words_of_those_who_give_no_number(tmp_path: Path, words: str) -> None:
+    with pytest.raises(DiskFull) as error, whole_file(tmp_path / "file"):
+        raise RuntimeError(words)
+    assert error.value.errno == errno.ENOSPC
+    assert disk_full(error.value) is error.value  # said once
+    told = disk_full(RuntimeError(words))
+    assert told is not None
+    assert words.partition("\n")[0] in str(told.strerror)
+    assert "\n" not in str(told.strerror)
+
+
 def test_other_faults_of_a_disk_stay_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Input/output") as error, whole_file(tmp_path / "file"):
         raise OSError(errno.EIO, "Input/output error")
     assert not isinstance(error.value, DiskFull)
+    assert disk_full(ValueError("the space left of the device")) is None
 
 
 def test_killed_while_writing_the_file_is_whole_and_its_leftover_can_be_swept(tmp_path: Path) -> None:

@@ -3,25 +3,30 @@
 In: two stacks of pictures in [0, 1] (asserted), mapped to [-1, 1] here. Out: one distance per view, under a name that
 says which network: `alex` or `vgg`. Convention: the linear weights are the package's own; the convolutional backbones
 come from `lpips_alexnet_features.safetensors` and `lpips_vgg16_features.safetensors` (torchvision's `features.N.weight`),
-in a folder or file that the caller names, else that `GEOLRM_LPIPS_WEIGHTS` names, else in the cache. Trade: nothing is
-downloaded unless `fetch_weights` is called, and a backbone that is absent means no value: random weights are never used.
-Verified against the package's own call, by identity, symmetry and order, and by a fetch from a server of the test's own.
+in a folder or file that the caller names, or else that `GEOLRM_LPIPS_WEIGHTS` names; what is not there is looked for in the
+cache. Trade: nothing is downloaded unless `fetch_weights` is called, and a backbone that is absent means no value: random
+weights are never used. Verified against the package's own network, by identity, symmetry and order, and by fetching from a
+server of the test's own that breaks off.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
+import time
 import warnings
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from geolrm.failures import BadInput
-from geolrm.files import sha256_of
+from geolrm.files import disk_full, full_disk_named, sha256_of, whole_file
 from geolrm.metrics.image import check_pictures
 
 Net = Literal["alex", "vgg"]
@@ -33,6 +38,7 @@ LAYERS: dict[Net, tuple[int, ...]] = {
 }
 VARIABLE = "GEOLRM_LPIPS_WEIGHTS"
 COMMAND = "geolrm weights fetch lpips"
+ATTEMPTS, PAUSE, STALLED = 4, 1.0, 30.0  # of a download; seconds before the second, 3 and 7 of it later; without a byte
 
 
 def cache_folder() -> Path:
@@ -43,15 +49,18 @@ def cache_folder() -> Path:
 def weights_file(net: Net, weights: Path | None = None) -> Path | None:
     """The backbone's file of one network, or None.
 
-    The first place that is named decides: `weights`, the environment variable, the cache. A folder is searched for the
-    file by name; a file serves the one network whose name it bears. Raises BadInput if a named place does not exist.
+    Looked for in the place that `weights` names, or else the environment variable, then in the cache. A folder is searched for
+    the file by name; a file serves the one network whose name it bears. Raises BadInput if the named place does not exist.
     """
     named = weights if weights is not None else os.environ.get(VARIABLE)
-    place = Path(named) if named else cache_folder()
-    if named and not place.exists():
-        raise BadInput("lpips_weights_missing", place, "no such file or folder", f"`{COMMAND}` fills the cache instead")
-    file = place / FILES[net] if not place.is_file() else place
-    return file if file.is_file() and file.name == FILES[net] else None
+    places = [Path(named)] if named else []
+    if named and not places[0].exists():
+        raise BadInput("lpips_weights_missing", named, "no such file or folder", f"`{COMMAND}` fills the cache instead")
+    for place in [*places, cache_folder()]:
+        file = place if place.is_file() else place / FILES[net]
+        if file.is_file() and file.name == FILES[net]:
+            return file
+    return None
 
 
 def _load_backbone(network: nn.Module, net: Net, file: Path) -> None:
@@ -154,46 +163,80 @@ def source_urls() -> dict[Net, str]:
     return {"alex": AlexNet_Weights.IMAGENET1K_V1.url, "vgg": VGG16_Weights.IMAGENET1K_V1.url}
 
 
-def fetch_weights(
-    folder: Path | None = None, urls: dict[Net, str] | None = None, check_hash: bool = True
-) -> list[Path]:
+def fetch_weights(folder: Path | None = None, urls: dict[Net, str] | None = None) -> list[Path]:
     """Download torchvision's AlexNet and VGG16 and keep their convolutional layers, for `Lpips` to read.
+
+    A download that breaks off is taken up where it broke, by the next attempt or by the next call; its SHA-256 must begin as
+    its name says, as torchvision names its files.
 
     Args:
         folder: where to, the cache if None. A file that is there is kept.
         urls: instead of torchvision's, a mirror for example.
-        check_hash: compare the download with the digest in its name, as torchvision does.
 
     Returns:
-        The files, AlexNet's and VGG16's. Raises BadInput where a download fails or holds other tensors.
-    """
-    from safetensors.torch import save_file
+        The files, AlexNet's and VGG16's.
 
+    Raises:
+        BadInput: `download_failed`, `download_damaged`, or `lpips_weights_unreadable` for other tensors than expected.
+    """
     folder = cache_folder() if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for net, url in (source_urls() if urls is None else urls).items():
-        file = folder / FILES[net]
-        files.append(file)
-        if file.exists():
-            continue
-        download = folder / f"{file.name}.download"
-        try:
-            torch.hub.download_url_to_file(
-                url, str(download), url.rpartition("-")[2].partition(".")[0] if check_hash else None
-            )
-            state = torch.load(download, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-            raise BadInput(
-                "download_failed", url, str(error), f"try again, or put {file.name} into {folder}"
-            ) from error
-        finally:
-            download.unlink(missing_ok=True)
-        names = [f"features.{layer}.{kind}" for layer in LAYERS[net] for kind in ("weight", "bias")]
-        absent = [name for name in names if name not in state]
-        if absent:
-            raise BadInput("lpips_weights_unreadable", url, f"no tensor {absent[0]}", "expected torchvision's weights")
-        part = folder / f"{file.name}.part"
-        save_file({name: state[name].contiguous() for name in names}, part)
-        part.replace(file)
+        files.append(folder / FILES[net])
+        if not files[-1].exists():
+            download = folder / f"{FILES[net]}.download"
+            with full_disk_named(download):
+                _download(url, download)
+            try:
+                _keep_features(download, net, url, files[-1])
+            finally:
+                download.unlink()
     return files
+
+
+def _download(url: str, path: Path) -> None:
+    """Bring a file here, going on after the bytes of it that are here already. Raises BadInput `download_failed`."""
+    for attempt in range(ATTEMPTS):
+        time.sleep(PAUSE * (2**attempt - 1))
+        have = path.stat().st_size if path.exists() else 0
+        try:
+            with urlopen(Request(url, headers={"Range": f"bytes={have}-"}), timeout=STALLED) as answer:
+                have = have if answer.status == 206 else 0
+                total = None if answer.length is None else have + answer.length
+                with (
+                    path.open("ab" if have else "wb") as file,
+                    tqdm(desc=url.rpartition("/")[2], total=total, initial=have, unit="B", unit_scale=True) as bar,
+                ):
+                    while chunk := answer.read(1 << 18):
+                        file.write(chunk)
+                        bar.update(len(chunk))
+            if total in (None, path.stat().st_size):
+                return
+            seen = f"it ended after {path.stat().st_size:,} of {total:,} bytes"
+        except (OSError, HTTPException) as error:
+            if disk_full(error):
+                raise
+            seen, status = str(error), error.code if isinstance(error, HTTPError) else None
+            if status == 416:  # nothing beyond what is here: that may be of another file
+                path.unlink(missing_ok=True)
+            elif status is not None and status < 500:
+                break
+    raise BadInput("download_failed", url, seen, f"`{COMMAND}` again goes on where it broke")
+
+
+def _keep_features(download: Path, net: Net, url: str, file: Path) -> None:
+    """Write the convolutional layers of a network as torchvision publishes it. Raises BadInput."""
+    from safetensors.torch import save_file
+
+    found, expected = sha256_of(download), url.rpartition("-")[2].partition(".")[0]
+    if not found.startswith(expected):
+        raise BadInput(
+            "download_damaged", url, f"its SHA-256 {found} does not begin with {expected}", f"`{COMMAND}` again"
+        )
+    state = torch.load(download, map_location="cpu", weights_only=True)
+    names = [f"features.{layer}.{kind}" for layer in LAYERS[net] for kind in ("weight", "bias")]
+    if absent := [name for name in names if name not in state]:
+        raise BadInput("lpips_weights_unreadable", url, f"no tensor {absent[0]}", "expected torchvision's weights")
+    with whole_file(file) as temporary:
+        save_file({name: state[name].contiguous() for name in names}, temporary)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from geolrm.config import Proposal, Reconstruction, Section
 from geolrm.failures import BadInput
-from geolrm.files import sha256_of, write_whole
+from geolrm.files import sha256_of, sync_folder, write_whole
 from geolrm.model.geolrm import GeoLRM
 from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import ReconstructionNetwork
@@ -96,6 +96,7 @@ def save_resume_state(
     write_tensors(temporary / "optimiser.safetensors", moments)
     write_whole(temporary / "state.json", json.dumps({"step": step, **facts}, indent=1) + "\n")
     temporary.rename(final)  # states of an earlier training are gone (`discard_resume_states`), so the name is free
+    sync_folder(parent)  # before older ones go: after a power cut there is one or the other
     for other in parent.iterdir():
         if other != final:
             shutil.rmtree(other)

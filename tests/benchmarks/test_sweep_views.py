@@ -19,16 +19,18 @@ from benchmarks import sweep_views
 from benchmarks.artefacts import artefact_folder
 from benchmarks.methods import Method, NotApplicable, Reconstruction
 from benchmarks.rows import FIELDS, IDENTITY, PASSPORT, append_row, check_row, key_of, read_rows
+from benchmarks.scores import Scorer
 from benchmarks.sweep_views import Arguments, DatasetSweep, check_apart, sweep, with_arguments
 from geolrm.cameras import Cameras
 from geolrm.config import load_params
 from geolrm.data.rig import render_rig, test_rig, view_roles
 from geolrm.failures import BadInput
+from geolrm.files import sha256_of
 from geolrm.gaussians import Gaussians
 from geolrm.meshing import Mesh
 from geolrm.metrics.geometry import missing_surface
 from geolrm.metrics.image import PSNR_MAX
-from geolrm.metrics.perceptual import COMMAND, PerceptualMetrics
+from geolrm.metrics.perceptual import COMMAND, FILES, PerceptualMetrics, load_perceptual
 from geolrm.rendering import Rendering
 from geolrm.views import Views
 
@@ -470,13 +472,50 @@ def test_rows_of_another_checkpoint_dataset_protocol_or_seed_are_made_anew(run, 
 
 
 def test_rows_without_lpips_are_made_anew_once_its_weights_are_here(run, shared):
-    from geolrm.metrics.perceptual import load_perceptual
-
     assert run({"white": nothing})[0]["lpips_alex"] is None
     (row,) = run({"white": nothing}, perceptual=load_perceptual("auto", shared / "weights"))
     assert row["lpips_alex"] > 0.1
     assert row["lpips_vgg"] is None
     assert COMMAND in row["reason"]
+
+
+@pytest.fixture
+def backbones(tmp_path):
+    """A folder of both LPIPS backbones, the shared ones where they are here, else drawn; and the package's own networks on them.
+
+    The package asks torchvision for a backbone, slices it and computes; here it is handed one that holds the same file.
+    """
+    import lpips
+    from safetensors.torch import load_file, save_file
+
+    networks = {}
+    for net, model in (("alex", "alexnet"), ("vgg", "vgg16")):
+        whole = getattr(lpips.pretrained_networks.tv, model)(weights=None)
+        shared = Path(os.environ.get("GEOLRM_SHARED", tmp_path)) / "weights" / FILES[net]
+        if shared.exists():
+            whole.load_state_dict(load_file(shared), strict=False)
+        features = {name: value for name, value in whole.state_dict().items() if name.startswith("features.")}
+        save_file(features, tmp_path / FILES[net])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lpips.pretrained_networks.tv, model, lambda pretrained, whole=whole: whole)
+            networks[f"lpips_{net}"] = lpips.LPIPS(net=net, verbose=False)
+    return tmp_path, networks
+
+
+def test_with_both_backbones_lpips_in_the_rows_is_what_the_package_says(run, backbones):
+    folder, networks = backbones
+    perceptual = load_perceptual("required", folder)
+    rows = run({"truth": ball_gaussians, "white": nothing}, perceptual=perceptual, image_size=48)
+    tests = ball_at_test_views().resized(48, 48)
+    seen = {"truth": Scorer(tests, None, params(["truth"]).sweep, perceptual).pictures(ball_gaussians(tests))}
+    seen["white"] = torch.ones_like(seen["truth"])
+    for row in rows:
+        for name, network in networks.items():
+            with torch.no_grad():
+                expected = network(2 * seen[row["method"]] - 1, 2 * tests.composited() - 1).mean().item()
+            assert row[name] == pytest.approx(expected, rel=1e-4), (row["method"], name)
+            assert name not in row["reason"]
+        assert set(row["passport"]["lpips"].values()) == {sha256_of(folder / file) for file in FILES.values()}
 
 
 def test_a_failing_method_becomes_a_row_and_the_sweep_goes_on(run, capsys):

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -257,40 +257,24 @@ def test_a_damaged_shard_is_made_anew(undisturbed: Path, tmp_path: Path, in_proc
     assert products(root) == products(undisturbed)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of four megabytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 @pytest.mark.slow
 def test_a_full_disk_is_named_loses_nothing_and_a_second_run_finishes(
-    undisturbed: Path, tmp_path: Path, small_disk: Path, in_process: None
+    undisturbed: Path, tmp_path: Path, small_disk: Callable[[Path, int], Callable[[int], None]], in_process: None
 ) -> None:
     root = copy_inputs(undisturbed, tmp_path / "root")
     shards = root / "spheres" / "smoke" / "shards"
     whole = products(undisturbed)
     needed = sum(len(data) for name, data in whole.items() if name != "catalog.parquet")
-    filler = small_disk / "filler"
-    filler.write_bytes(b"x" * ((4 << 20) - needed + 200_000))
-    target = small_disk / "shards"
-    target.mkdir()
-    shards.symlink_to(target)
+    resize = small_disk(shards, (needed - 200_000) >> 10)
     status, output = run(root)
     assert status == 1
     assert "the disk is full" in output
     assert "run the same command again" in output
     assert "Traceback" not in output
-    assert not [name for name in os.listdir(target) if name.endswith(".tmp")]
-    for path in target.glob("*.tar"):
+    assert not [name for name in os.listdir(shards) if name.endswith(".tmp")]
+    for path in shards.glob("*.tar"):
         assert path.read_bytes() == whole[path.name]
-    filler.unlink()
+    resize(4 << 10)
     assert shard_here(root) == 0
     assert products(root) == whole
 

@@ -1,6 +1,7 @@
 """Claims about weights on disk: what was saved is what is loaded, and whatever does not fit is named."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +178,19 @@ def test_a_resume_state_keeps_weights_and_moments(tiny_params: Params, tmp_path:
         if one in optimiser.state:
             assert all(torch.equal(optimiser.state[one][name], again.state[two][name]) for name in optimiser.state[one])
     assert again.state_dict()["param_groups"] == optimiser.state_dict()["param_groups"]
+
+
+def test_a_state_is_on_the_disk_under_its_name_before_older_ones_go(
+    tiny_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from geolrm.training import checkpoint
+
+    stage = make_stage(tiny_params, "proposal")
+    seen: list[tuple[Path, list[str]]] = []
+    monkeypatch.setattr(checkpoint, "sync_folder", lambda folder: seen.append((folder, sorted(os.listdir(folder)))))
+    for step in (3, 12):
+        save_resume_state(tmp_path, step, stage.network, make_optimiser(stage.network, stage.optimisation), {})
+    assert seen[-1] == (tmp_path / "resume", ["step-000003", "step-000012"])
 
 
 def test_a_state_of_another_size_is_refused(tiny_params: Params, tmp_path: Path) -> None:
