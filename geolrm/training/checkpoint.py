@@ -15,18 +15,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from geolrm.config import Proposal, Reconstruction, Section
 from geolrm.failures import BadInput
-from geolrm.files import sha256_of, whole_file, write_whole
+from geolrm.files import sha256_of, write_whole
 from geolrm.model.geolrm import GeoLRM
 from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import ReconstructionNetwork
+from geolrm.tensors import load_strictly, read_tensors, write_tensors
 
 NETWORKS: dict[str, tuple[type[Section], type[nn.Module]]] = {
     "proposal": (Proposal, ProposalNetwork),
@@ -34,44 +33,11 @@ NETWORKS: dict[str, tuple[type[Section], type[nn.Module]]] = {
 }
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    with whole_file(path) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file. Raises `BadInput` for a missing or damaged file."""
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise BadInput("checkpoint_missing", path, "no such file", "train the stage first: `dvc repro`") from error
-    except safetensors.SafetensorError as error:
-        raise BadInput(
-            "checkpoint_unreadable", path, str(error), "the file is cut short or no safetensors file"
-        ) from error
-
-
-def load_strictly(network: nn.Module, tensors: dict[str, Tensor], where: object) -> None:
-    """Load weights by name. Raises `BadInput` naming every tensor that is missing, extra or of another shape."""
-    own = network.state_dict()
-    problems = [f"missing {name}" for name in sorted(own.keys() - tensors.keys())]
-    problems += [f"extra {name}" for name in sorted(tensors.keys() - own.keys())]
-    problems += [
-        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in sorted(own.keys() & tensors.keys())
-        if own[name].shape != tensors[name].shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise BadInput("checkpoint_mismatch", where, shown, "the checkpoint is of a network of another size or kind")
-    network.load_state_dict(tensors)
-
-
 def save_checkpoint(folder: Path, stage: str, network: nn.Module, config: Section, facts: dict[str, Any]) -> None:
     """Write `checkpoint.safetensors` and, last, `checkpoint.json`, which carries the configuration and the weights' hash."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "checkpoint.safetensors"
-    _write_tensors(weights, network.state_dict())
+    write_tensors(weights, network.state_dict())
     record = {"stage": stage, "sha256": sha256_of(weights), "config": config.model_dump(mode="json"), **facts}
     write_whole(folder / "checkpoint.json", json.dumps(record, indent=1) + "\n")
 
@@ -124,10 +90,10 @@ def save_resume_state(
     temporary = parent / f".step-{step:06d}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    _write_tensors(temporary / "network.safetensors", network.state_dict())
+    write_tensors(temporary / "network.safetensors", network.state_dict())
     state = optimiser.state_dict()["state"]
     moments = {f"{i}.{name}": tensor for i, entry in state.items() for name, tensor in entry.items()}
-    _write_tensors(temporary / "optimiser.safetensors", moments)
+    write_tensors(temporary / "optimiser.safetensors", moments)
     write_whole(temporary / "state.json", json.dumps({"step": step, **facts}, indent=1) + "\n")
     temporary.rename(final)  # states of an earlier training are gone (`discard_resume_states`), so the name is free
     for other in parent.iterdir():

@@ -101,7 +101,7 @@ def test_a_checkpoint_of_another_size_is_refused_with_both_shapes(saved: Path, t
     config["transformer"]["width"] = 24
     edit_record(saved / "proposal", config=config)
     message = refused(saved / "proposal", "checkpoint_mismatch")
-    assert "upsampling.weight is (64, 12), expected (64, 24)" in message or "more" in message
+    assert "upsampling.weight is (64, 12), expected (64, 24)" in message
     assert "another size" in message
 
 
@@ -140,7 +140,7 @@ def test_a_record_whose_configuration_is_none_of_ours_is_refused(saved: Path) ->
 def test_a_full_disk_leaves_the_checkpoint_before_it(
     saved: Path, tiny_params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from geolrm.training import checkpoint
+    from geolrm import tensors
 
     before = {path.name: path.read_bytes() for path in (saved / "proposal").iterdir()}
 
@@ -148,7 +148,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
         Path(path).write_bytes(b"as far as it went")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(tensors, "save_file", full)
     stage = make_stage(tiny_params, "proposal", seed=1)
     with pytest.raises(OSError, match="the disk is full"):
         save_checkpoint(saved / "proposal", "proposal", stage.network, stage.config, {})
