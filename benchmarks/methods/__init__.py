@@ -91,10 +91,12 @@ def check_method(name: str) -> None:
 
 
 def sources(name: str) -> list[Path]:
-    """Files of a method's own code: its module, and those of this folder that it imports from."""
+    """Files of a method's own code: its module or package, and those of this folder that it imports from."""
     module = import_module(f"{__name__}.{name}")
     used = {getattr(value, "__module__", None) for value in vars(module).values()} | {module.__name__}
-    return sorted(Path(__path__[0], f"{m.rpartition('.')[2]}.py") for m in used if m and m.startswith(f"{__name__}."))
+    heads = {m.removeprefix(f"{__name__}.").partition(".")[0] for m in used if m and m.startswith(f"{__name__}.")}
+    places = [Path(__path__[0], head) for head in heads]
+    return sorted(f for p in places for f in (p.rglob("*.py") if p.is_dir() else [p.with_suffix(".py")]))
 
 
 def spec(name: str) -> Spec:
