@@ -20,9 +20,7 @@ from torch import Tensor
 ROUNDING = 5  # decimals of the lattice's coordinates, as published
 CORNERS = torch.tensor([[c & 1, c >> 1 & 1, c >> 2 & 1] for c in range(8)])
 # Corner pairs of the twelve edges, as the weights count them, and the axis along which each runs.
-EDGES = torch.tensor(
-    [[0, 1], [1, 5], [4, 5], [0, 4], [2, 3], [3, 7], [6, 7], [2, 6], [2, 0], [3, 1], [7, 5], [6, 4]]
-)
+EDGES = torch.tensor([[0, 1], [1, 5], [4, 5], [0, 4], [2, 3], [3, 7], [6, 7], [2, 6], [2, 0], [3, 1], [7, 5], [6, 4]])
 EDGE_AXES = (CORNERS[EDGES[:, 0]] != CORNERS[EDGES[:, 1]]).int().argmax(dim=1)
 MOST_LOOPS = 4
 

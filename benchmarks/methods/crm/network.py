@@ -54,10 +54,10 @@ class TimeWaves(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.half = width // 2
+        self.count = width // 2
 
     def forward(self, time: Tensor) -> Tensor:
-        order = torch.arange(self.half, device=time.device) / self.half
+        order = torch.arange(self.count, device=time.device) / self.count
         phase = time[:, None] * torch.exp(-math.log(SLOWEST) * order)
         return torch.cat([phase.cos(), phase.sin()], dim=-1)
 
@@ -100,7 +100,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.group_norm(x).flatten(2).mT  # (B, H * W, C)
-        heads = (part(tokens).unflatten(-1, (-1, HEAD_WIDTH)).transpose(1, 2) for part in (self.to_q, self.to_k, self.to_v))
+        heads = (
+            part(tokens).unflatten(-1, (-1, HEAD_WIDTH)).transpose(1, 2) for part in (self.to_q, self.to_k, self.to_v)
+        )
         attended = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
         return self.to_out[0](attended).mT.unflatten(-1, x.shape[-2:]) + x
 

@@ -63,9 +63,7 @@ def mesh_of(
 ) -> tuple[Tensor, Tensor]:
     """Vertices (M, 3) in triplane coordinates and faces (F, 3) turned inwards."""
     found = field(decoder, triplane, cells, radius, scale)
-    return decode(
-        found.distance, found.positions, cells, lambda index: weights_of(decoder, triplane, cells, index)
-    )
+    return decode(found.distance, found.positions, cells, lambda index: weights_of(decoder, triplane, cells, index))
 
 
 def colours_at(decoder: Decoder, triplane: Tensor, points: Tensor) -> Tensor:

@@ -135,7 +135,9 @@ class UpLevel(nn.Module):
     def __init__(self, channels_in: int, skips: list[int], channels_out: int, attention: bool, last: bool) -> None:
         super().__init__()
         before = [channels_in] + [channels_out] * (len(skips) - 1)
-        self.nets, self.attns = _layers([(x + skip, channels_out) for x, skip in zip(before, skips, strict=True)], attention)
+        self.nets, self.attns = _layers(
+            [(x + skip, channels_out) for x, skip in zip(before, skips, strict=True)], attention
+        )
         self.upsample = None if last else nn.Conv2d(channels_out, channels_out, 3, padding=1)
 
     def forward(self, x: Tensor, skips: list[Tensor], views: int) -> Tensor:
