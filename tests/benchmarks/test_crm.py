@@ -128,6 +128,8 @@ def test_posed_pictures_are_not_applicable():
     views = ball(orbit(torch.arange(6) * 60.0, torch.full((6,), 20.0), 2.0, 39.6), 16)
     with pytest.raises(NotApplicable, match="own_inputs"):
         crm.half_width_of(views)
+    with pytest.raises(NotApplicable, match="own_inputs"):
+        crm.half_width_of(FACES[[1, 0, 2, 3, 4, 5]])
     assert crm.half_width_of(FACES) == pytest.approx(0.5, abs=1e-5)
 
 
