@@ -116,15 +116,17 @@ def check_method(name: str) -> None:
 
 
 def sources(name: str) -> list[Path]:
-    """Files of a method's own code: its module, those of this folder that it imports from, those that they do."""
-    found: dict[str, Path] = {}
-    left = {f"{__name__}.{name}"}
+    """Files of a method's own code: its module or package, those of this folder that it imports from, those that they do."""
+    found: set[Path] = set()
+    left, seen = {f"{__name__}.{name}"}, set()
     while left:
         module = import_module(left.pop())
-        found[module.__name__] = Path(str(module.__file__))
+        seen.add(module.__name__)
+        file = Path(str(module.__file__))
+        found |= set(file.parent.rglob("*.py")) if file.name == "__init__.py" else {file}
         used = {getattr(value, "__module__", None) for value in vars(module).values()}
-        left |= {m for m in used if m and m.startswith(f"{__name__}.")} - found.keys()
-    return sorted(found.values())
+        left |= {m for m in used if m and m.startswith(f"{__name__}.")} - seen
+    return sorted(found)
 
 
 def spec(name: str) -> Spec:

@@ -1,0 +1,8 @@
+"""`python -m benchmarks.methods.lgm check FOLDER`: is what we compute what LGM's public code computed?"""
+
+import sys
+
+from benchmarks.fixtures import main
+from benchmarks.methods.lgm.check import check
+
+sys.exit(main(check, "lgm"))
