@@ -181,7 +181,8 @@ def object_up(bundle: Bundle, facts: SourceFacts, given: Up | None) -> Up:
 def jobs(options: Options, params: Params, dataset: str, known: SourceFacts, folder: Path) -> Iterator[Job | Dropped]:
     """The objects of the source as jobs, or the reason why one cannot be read."""
     workers = options.workers or params.meshes.workers
-    own = {record.file: record for record in Ledger(options.input / "fetch.jsonl").records.values()}
+    beside = options.input if options.input.is_dir() else options.input.parent  # one zip, or a folder of them
+    own = {record.file: record for record in Ledger(beside / "fetch.jsonl").records.values()}
     for count, item in enumerate(read_source(options.input, options.layout)):
         if options.limit is not None and count >= options.limit:
             return

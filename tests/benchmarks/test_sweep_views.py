@@ -507,7 +507,8 @@ def test_with_both_backbones_lpips_in_the_rows_is_what_the_package_says(run, bac
     perceptual = load_perceptual("required", folder)
     rows = run({"truth": ball_gaussians, "white": nothing}, perceptual=perceptual, image_size=48)
     tests = ball_at_test_views().resized(48, 48)
-    seen = {"truth": Scorer(tests, None, params(["truth"]).sweep, perceptual).pictures(ball_gaussians(tests))}
+    rendering = Scorer(tests, None, params(["truth"]).sweep, perceptual).rendering(ball_gaussians(tests))
+    seen = {"truth": rendering.colour.clamp(0, 1)}
     seen["white"] = torch.ones_like(seen["truth"])
     for row in rows:
         for name, network in networks.items():
