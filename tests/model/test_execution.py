@@ -5,11 +5,11 @@ import sys
 
 import pytest
 import torch
+from small_networks import plant, rig
 
 from geolrm.model import execution
 from geolrm.model.geolrm import GeoLRM
 from geolrm.rendering import render
-from tests.model.test_networks import model, pictures, plant, proposal, reconstruction, rig, views  # noqa: F401
 
 CUDA = torch.device("cuda")
 
@@ -58,13 +58,13 @@ def test_float32_asked_for_wins_over_an_outer_autocast() -> None:
         assert (a @ a).dtype == torch.bfloat16
 
 
-def test_on_a_cpu_auto_gives_the_bits_of_float32(model: GeoLRM, views) -> None:  # noqa: F811
+def test_on_a_cpu_auto_gives_the_bits_of_float32(model: GeoLRM, views) -> None:
     plant(model, 1.0)
     for a, b in zip(model.reconstruct(views).tensors, model.reconstruct(views, precision="fp32").tensors, strict=True):
         assert torch.equal(a, b)
 
 
-def test_in_bfloat16_the_stream_of_tokens_the_logits_and_the_gaussians_stay_float32(model: GeoLRM, views) -> None:  # noqa: F811
+def test_in_bfloat16_the_stream_of_tokens_the_logits_and_the_gaussians_stay_float32(model: GeoLRM, views) -> None:
     plant(model, 1.0)
     seen = {}
     for block in model.reconstruction.transformer.blocks:
@@ -82,7 +82,7 @@ def test_in_bfloat16_the_stream_of_tokens_the_logits_and_the_gaussians_stay_floa
     assert all(t.dtype == torch.float32 for t in gaussians.tensors)
 
 
-def decibels(model: GeoLRM, views) -> float:  # noqa: F811
+def decibels(model: GeoLRM, views) -> float:
     """PSNR between renders of bf16 and fp32 Gaussians from the same anchors."""
     plant(model, 1.0)
     sets = [model.reconstruct(views, precision=precision).to("cpu") for precision in ("bf16", "fp32")]
@@ -91,16 +91,16 @@ def decibels(model: GeoLRM, views) -> float:  # noqa: F811
     return -10 * math.log10((fast - full).square().mean().item())
 
 
-def test_renders_in_bfloat16_are_those_of_float32_to_50_decibels(model: GeoLRM, views) -> None:  # noqa: F811
+def test_renders_in_bfloat16_are_those_of_float32_to_50_decibels(model: GeoLRM, views) -> None:
     assert decibels(model, views) > 50
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_too_with_the_fused_kernels(model: GeoLRM, views) -> None:  # noqa: F811
+def test_on_a_gpu_too_with_the_fused_kernels(model: GeoLRM, views) -> None:
     assert decibels(model.to("cuda"), views) > 50
 
 
-def test_halved_weights_give_the_same_gaussians_in_half_the_memory(model: GeoLRM, views) -> None:  # noqa: F811
+def test_halved_weights_give_the_same_gaussians_in_half_the_memory(model: GeoLRM, views) -> None:
     plant(model, 1.0)
     before = model.reconstruct(views, precision="bf16")
 

@@ -5,65 +5,12 @@ import math
 
 import pytest
 import torch
+from small_networks import RECONSTRUCTION, pictures, plant, rig
 
-from geolrm import config
-from geolrm.cameras import Cameras, orbit
 from geolrm.failures import BadInput
 from geolrm.gaussians import SH_C0
-from geolrm.model.geolrm import GeoLRM
-from geolrm.model.proposal import ProposalNetwork
-from geolrm.model.reconstruction import GaussianHead, ReconstructionNetwork, picture_colours
+from geolrm.model.reconstruction import GaussianHead, picture_colours
 from geolrm.occupancy import voxel_centres
-from geolrm.views import Views
-
-ENCODER = {"dinov2": "scratch", "dinov2_width": 24, "dinov2_layers": 2, "dinov2_heads": 2, "channels": 16}
-TRANSFORMER = {"width": 24, "layers": 2, "heads": 2, "sampling_points": 2}
-SMOKE = config.load_params("presets/smoke.yaml")
-PROPOSAL = SMOKE.proposal.model_copy(
-    update={
-        "encoder": config.Encoder(**ENCODER),
-        "transformer": config.Transformer(**TRANSFORMER),
-        "coarse_resolution": 4,
-        "voxel_resolution": 12,
-    }
-)
-RECONSTRUCTION = SMOKE.reconstruction.model_copy(
-    update={
-        "encoder": config.Encoder(**ENCODER),
-        "transformer": config.Transformer(**TRANSFORMER),
-        "max_anchors": 64,
-        "gaussians_per_token": 5,
-    }
-)
-
-
-def rig(count: int, batch: int = 1) -> Cameras:
-    ring = orbit(torch.arange(count) * 360.0 / count, torch.full((count,), 15.0), 2.0, 39.6)
-    return ring[torch.arange(count).expand(batch, count)]
-
-
-def pictures(count: int, batch: int = 1, size: int = 42) -> torch.Tensor:
-    return torch.rand(batch, count, 3, size, size, generator=torch.Generator().manual_seed(count))
-
-
-@pytest.fixture
-def proposal() -> ProposalNetwork:
-    torch.manual_seed(0)
-    return ProposalNetwork(PROPOSAL)
-
-
-@pytest.fixture
-def reconstruction() -> ReconstructionNetwork:
-    torch.manual_seed(0)
-    network = ReconstructionNetwork(RECONSTRUCTION)
-    torch.nn.init.normal_(network.head.output.weight, std=0.3)  # so that what the tokens say shows in the Gaussians
-    return network
-
-
-@pytest.fixture
-def anchors() -> torch.Tensor:
-    return torch.rand(1, 9, 3, generator=torch.Generator().manual_seed(1)) * 0.8 - 0.4
-
 
 # --- proposal ---
 
@@ -217,22 +164,6 @@ def test_every_parameter_gets_a_gradient(network, request, anchors) -> None:
 
 
 # --- both ---
-
-
-@pytest.fixture
-def model(proposal, reconstruction) -> GeoLRM:
-    return GeoLRM(proposal, reconstruction).eval()
-
-
-@pytest.fixture
-def views() -> Views:
-    colour = pictures(3)[0]
-    return Views("object", rig(3)[0], colour, (colour.mean(dim=1, keepdim=True) > 0.5).float())
-
-
-def plant(model: GeoLRM, bias: float) -> None:
-    torch.nn.init.zeros_(model.proposal.upsampling.weight)
-    torch.nn.init.constant_(model.proposal.upsampling.bias, bias)
 
 
 def test_no_occupied_voxel_gives_an_empty_set(model, views) -> None:
