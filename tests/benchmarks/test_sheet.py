@@ -9,7 +9,7 @@ from PIL import Image
 from synthetic_results import row, write_lines
 
 from benchmarks.artefacts import artefact_folder, grid
-from benchmarks.sheet import GAP, LINE, MARGIN, Arguments, contact_sheet, tile
+from benchmarks.sheet import GAP, LINE, MARGIN, Arguments, contact_sheet, credit, tile
 from geolrm.failures import BadInput
 from geolrm.pictures import save_picture
 
@@ -59,6 +59,17 @@ def test_a_tile_is_found_wherever_the_grid_laid_it(tmp_path, count):
     save_picture(grid(shades(7, count)), tmp_path / "grid.png")
     for index in range(count):
         assert (np.asarray(tile(tmp_path / "grid.png", count, index)) == 7 + index).all()
+
+
+@pytest.mark.parametrize("index", [-1, 5])
+def test_a_tile_that_the_grid_does_not_hold_is_refused(tmp_path, index):
+    save_picture(grid(shades(7, 5)), tmp_path / "grid.png")
+    with pytest.raises(BadInput, match="view_missing"):
+        tile(tmp_path / "grid.png", 5, index)
+
+
+def test_the_credit_names_maker_and_licence_once(swept):
+    assert credit(swept.datasets / "gso" / "smoke" / "catalog.parquet", list(KEYS)) == "Their Makers, CC BY 4.0"
 
 
 def test_objects_without_a_licence_are_not_drawn(swept, tmp_path):
