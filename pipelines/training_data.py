@@ -18,7 +18,8 @@ from geolrm.config import Params
 from geolrm.data.loader import Sample, ShardDataset
 from geolrm.failures import BadInput
 from geolrm.files import sha256_of
-from geolrm.training.loop import Stage, TrainingDiverged
+from geolrm.training.loop import Stage, TrainingDiverged, WorkerLost
+from geolrm.training.ranks import own_device
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class TrainingData:
             [validation.sample(i) for i in range(len(validation))],
             sha256_of(folder / "catalog.parquet"),
             Path("results") / params.preset,
-            torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            own_device(),
         )
 
     def facts(self, stage: Stage[Any]) -> dict[str, Any]:
@@ -49,9 +50,9 @@ class TrainingData:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a stage script: bad input and diverged training end with one plain message and status 1."""
+    """Run a stage script: bad input, diverged training and a killed worker end with one plain message and status 1."""
     torch.set_flush_denormal(True)
     try:
         main()
-    except (BadInput, TrainingDiverged) as error:
+    except (BadInput, TrainingDiverged, WorkerLost) as error:
         sys.exit(f"error: {error}")

@@ -4,14 +4,15 @@ In: samples of a shard data set. Out: losses, validation metrics and picture gri
 for an object the first k are inputs and the rest are targets; which views is a pure function of (seed, epoch, key), k of
 (seed, step), the same for all objects of a batch. The second stage sees the anchor points that the trained, frozen proposal
 network predicts from the same inputs, as it will at test time. Trade: the objects of a batch share one number of anchor
-points, the smallest among them, so that nothing is ever padded. Verified by overfitting one object and by the loop's tests.
+points, the smallest among them, so that nothing is ever padded; what belongs to the batch as a whole (that number, the sums
+of the affinity) is taken over all ranks that share it. Verified by overfitting one object and by the loop's tests.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,10 +124,7 @@ class ProposalStage(Stage[Drawn]):
         count = input_count(self.optimisation, step)
         images, cameras = stack([item.views[:count] for item in items], self.device)
         target = torch.stack([item.occupancy for item in items]).to(self.device)
-        return self._compare(self.network(images, cameras), target)
-
-    def _compare(self, logits: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        parts = occupancy_losses(logits, target)
+        parts = occupancy_losses(self.network(images, cameras), target, self.ranks.total)
         return _weighted_sum(parts, self.config.losses), parts
 
     def _logits(self, sample: Sample) -> Tensor:
@@ -138,7 +136,7 @@ class ProposalStage(Stage[Drawn]):
         rows = []
         for sample in samples:
             logits, truth = self._logits(sample), sample.occupancy[None].to(self.device)
-            loss, _ = self._compare(logits, truth)
+            loss = _weighted_sum(occupancy_losses(logits, truth), self.config.losses)
             rows.append({"loss": loss.item(), **occupancy_scores(logits > 0, truth)})
         return _mean(rows)
 
@@ -186,14 +184,19 @@ class ReconstructionStage(Stage[Drawn]):
     def draw(self, sample: Sample, epoch: int) -> Drawn:
         return draw_views(sample, self.optimisation, epoch)
 
-    def _anchors(self, images: Tensor, cameras: Cameras, labels: Sequence[Tensor]) -> tuple[Tensor, int]:
-        """Anchor points (B, N, 3) of the predicted occupancy; where nothing is predicted the label stands in, counted."""
+    def _anchors(
+        self, images: Tensor, cameras: Cameras, labels: Sequence[Tensor], agree: Callable[[int], int] = int
+    ) -> tuple[Tensor, int]:
+        """Anchor points (B, N, 3) of the predicted occupancy; where nothing is predicted the label stands in, counted.
+
+        `agree` brings the number of anchor points to that of the whole batch where several ranks share it.
+        """
         with torch.no_grad():
             grids = self.proposal(images, cameras) > 0
         empty = [i for i, grid in enumerate(grids) if not grid.any()]
         for i in empty:
             grids[i] = labels[i].to(self.device)
-        count = min(self.config.max_anchors, min(int(grid.sum()) for grid in grids))
+        count = agree(min(self.config.max_anchors, min(int(grid.sum()) for grid in grids)))
         return torch.stack([anchor_points(grid, count) for grid in grids]), len(empty)
 
     def _compare(self, gaussians: Gaussians, targets: Views) -> tuple[Tensor, Rendering, dict[str, Tensor]]:
@@ -207,14 +210,16 @@ class ReconstructionStage(Stage[Drawn]):
     def losses(self, items: list[Drawn], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         count = input_count(self.optimisation, step)
         images, cameras = stack([item.views[:count] for item in items], self.device)
-        anchors, empty = self._anchors(images, cameras, [item.occupancy for item in items])
+        labels = [item.occupancy for item in items]
+        anchors, empty = self._anchors(images, cameras, labels, self.ranks.smallest)
         compared = [
             self._compare(gaussians, item.views[count:])
             for gaussians, item in zip(self.network(images, cameras, anchors), items, strict=True)
         ]
         loss = torch.stack([one for one, _, _ in compared]).mean()
         parts = {name: torch.stack([parts[name] for _, _, parts in compared]).mean() for name in compared[0][2]}
-        return loss, parts | {"empty_proposals": torch.tensor(float(empty))}
+        whole = float(empty * self.ranks.count)  # so that its mean over the ranks is the count of the whole batch
+        return loss, parts | {"empty_proposals": torch.tensor(whole)}
 
     def _reconstruct(self, sample: Sample) -> tuple[Views, Gaussians, Views]:
         size = self.optimisation.image_size
