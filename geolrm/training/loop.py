@@ -194,17 +194,16 @@ def _loader(stage: Stage[Any], dataset: ShardDataset, first_step: int, workers: 
     )
 
 
-def _next_items(stage: Stage[Any], data: Iterator[list[Any]], step: int, folder: Path) -> list[Any]:
+@contextmanager
+def _worker_losses_told(stage: Stage[Any], folder: Path) -> Iterator[None]:
+    """Tell of a killed data worker, which torch raises in the middle of whatever this process is doing."""
     try:
-        return next(data)
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):  # how torch tells it; the error has no class of its own
             raise
-        message = (
-            f"{stage.name}: a data worker was killed before step {step + 1}; {_last_good(folder)}. Run the command again to "
-            "go on from there, with fewer --workers if memory ran out"
-        )
-        raise WorkerLost(message) from error
+        remedy = "run the command again to go on from there, with fewer --workers if memory ran out"
+        raise WorkerLost(f"{stage.name}: a data worker was killed; {_last_good(folder)}: {remedy}") from error
 
 
 def _last_good(folder: Path) -> str:
@@ -335,11 +334,14 @@ def train(
     data = _loader(stage, dataset, first, workers)
     losses = ranks.wrapped(_Losses(stage))
     stage.network.train()
-    with _journal(stage, validation, folder, optimiser, facts, first) as journal:
+    with (
+        _worker_losses_told(stage, folder),
+        _journal(stage, validation, folder, optimiser, facts, first) as journal,
+    ):
         reached, late = first, False
         while reached < last:
             began = time.perf_counter()
-            items = _next_items(stage, data, reached, folder)
+            items = next(data)
             waited = time.perf_counter() - began
             own, fault = _gradients(stage, losses, items, reached)
             now = {"loss": own["loss"], "late": float(ranks.first and time.monotonic() > deadline)}

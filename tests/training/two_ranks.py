@@ -22,8 +22,9 @@ STEPS = 6
 
 
 def params_of(root: Path, name: str) -> Params:
-    """Four objects a step in two batches, so that ranks share batches and gradients are shared once for both."""
-    return changed(load_params(root / "params.yaml"), name, batch=2, accumulate=2, steps=STEPS)
+    """Four objects a step in two batches, of which each rank has a half; anchor points as many as the smaller object has."""
+    params = changed(load_params(root / "params.yaml"), name, batch=2, accumulate=2, steps=STEPS)
+    return params.model_copy(update={"reconstruction": params.reconstruction.model_copy(update={"max_anchors": 4096})})
 
 
 def trained(root: Path, name: str, folder: Path, ranks: Ranks, poisoned: bool = False, **how: Any) -> list[list[int]]:
