@@ -153,19 +153,21 @@ def _memory(network: nn.Module) -> int:
     return psutil.Process().memory_info().rss
 
 
-def _resume(stage: Stage[Any], folder: Path, optimiser: torch.optim.Optimizer, facts: dict[str, Any]) -> int:
-    """Put the newest state of the same training in place; returns the first step to take."""
+def _resume(
+    stage: Stage[Any], folder: Path, optimiser: torch.optim.Optimizer, facts: dict[str, Any]
+) -> tuple[int, dict[str, Any]]:
+    """Put the newest state of the same training in place; returns the first step to take and what else the state tells."""
     newest = newest_resume_state(folder)
     if newest is None:
-        return 0
+        return 0, {}
     state, record = newest
     step = int(record["step"])
     if {name: record.get(name) for name in facts} != facts:
         _say(stage, f"{state} belongs to other parameters or data: starting anew")
-        return 0
+        return 0, {}
     load_resume_state(state, stage.network, optimiser)
     _say(stage, f"going on after step {step} from {state}")
-    return step
+    return step, {"carried": record["carried"]} if "carried" in record else {}
 
 
 def _say(stage: Stage[Any], message: str) -> None:
@@ -326,7 +328,8 @@ def train(
     stage.ranks = ranks
     folder.mkdir(parents=True, exist_ok=True)
     optimiser = make_optimiser(stage.network, o)
-    first = _resume(stage, folder, optimiser, facts)
+    first, told = _resume(stage, folder, optimiser, facts)
+    facts = facts | told  # after which steps the state travelled in fewer bits
     if len(found := set(ranks.gathered(first))) > 1:
         detail = f"ranks found states after the steps {sorted(found)}"
         raise BadInput("results_not_shared", folder, detail, "put results/ where the ranks of all machines see it")
