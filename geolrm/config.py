@@ -102,6 +102,7 @@ class Optimisation(Section):
     validate_every: Count
     checkpoint_every: Count
     seed: int
+    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products in training; the rest stays float32
 
     @model_validator(mode="after")
     def _inputs_fit(self) -> Optimisation:

@@ -70,6 +70,10 @@ class Stage(ABC, Generic[Item]):
     optimisation: Optimisation
     ranks: Ranks = ALONE
 
+    def autocast(self, images: Tensor) -> torch.autocast:
+        """Matrix products of the networks in the precision of the parameters, for training alone: judged is as users run it."""
+        return torch.autocast(images.device.type, torch.bfloat16, enabled=self.optimisation.precision == "bfloat16")
+
     @abstractmethod
     def draw(self, sample: Sample, epoch: int) -> Item:
         """What training needs of one object: a pure function of (seed, epoch, key)."""

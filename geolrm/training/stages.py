@@ -124,7 +124,9 @@ class ProposalStage(Stage[Drawn]):
         count = input_count(self.optimisation, step)
         images, cameras = stack([item.views[:count] for item in items], self.device)
         target = torch.stack([item.occupancy for item in items]).to(self.device)
-        parts = occupancy_losses(self.network(images, cameras), target, self.ranks.total)
+        with self.autocast(images):
+            logits = self.network(images, cameras)
+        parts = occupancy_losses(logits, target, self.ranks.total)
         return _weighted_sum(parts, self.config.losses), parts
 
     def _logits(self, sample: Sample) -> Tensor:
@@ -211,10 +213,11 @@ class ReconstructionStage(Stage[Drawn]):
         count = input_count(self.optimisation, step)
         images, cameras = stack([item.views[:count] for item in items], self.device)
         labels = [item.occupancy for item in items]
-        anchors, empty = self._anchors(images, cameras, labels, self.ranks.smallest)
+        with self.autocast(images):
+            anchors, empty = self._anchors(images, cameras, labels, self.ranks.smallest)
+            reconstructed = self.network(images, cameras, anchors)
         compared = [
-            self._compare(gaussians, item.views[count:])
-            for gaussians, item in zip(self.network(images, cameras, anchors), items, strict=True)
+            self._compare(gaussians, item.views[count:]) for gaussians, item in zip(reconstructed, items, strict=True)
         ]
         loss = torch.stack([one for one, _, _ in compared]).mean()
         parts = {name: torch.stack([parts[name] for _, _, parts in compared]).mean() for name in compared[0][2]}

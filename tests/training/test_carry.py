@@ -45,6 +45,8 @@ def test_moments_keep_their_size_over_seven_decades_and_none_becomes_zero() -> N
         bound = root * share ** (root - 1) * 0.5 / levels + 3 * root * (0.5 / levels) ** 2
         assert ((found[name] - moments[name]).abs() <= bound).all()
     assert (found["0.exp_avg_sq"] > 0).all()
+    tiny = restored(compressed({"0.exp_avg_sq": torch.tensor([1.0, 1e-14])}))["0.exp_avg_sq"]
+    assert tiny[1] > 0  # or the next step would be divided by nothing
     nearly = found["0.exp_avg_sq"] / sizes
     assert ((nearly > 0.6) & (nearly < 1.6)).all()
 
