@@ -21,18 +21,23 @@ from pipelines.training_data import TrainingData, run
 
 
 def main(
-    params: str = "params.yaml", dataset: str = "procedural", workers: int = 0, minutes: float | None = None
+    params: str = "params.yaml",
+    dataset: str = "procedural",
+    generate: bool = False,
+    workers: int = 0,
+    minutes: float | None = None,
 ) -> None:
     """Train the reconstruction network: anchor points and pictures to Gaussians.
 
     Args:
         params: the params file.
         dataset: name of the folder under datasets/ to train on.
-        workers: processes that decode ahead of each training process; 0 decodes in it.
+        generate: read no shards: draw the procedural objects of the params while training, traced on the training device.
+        workers: processes that decode, or draw scenes, ahead of each training process; 0 decodes in it.
         minutes: save and stop after so many; run again to go on. Leave room for one step, a validation and the saving.
     """
     settings = load_params(params)
-    data = TrainingData.of(settings, dataset)
+    data = TrainingData.of(settings, dataset, generate)
     proposal, record = load_model(data.results / "proposal")
     assert isinstance(proposal, ProposalNetwork)
     torch.manual_seed(settings.reconstruction.optimisation.seed)

@@ -7,7 +7,7 @@ identify a training. A stage script that meets bad input prints one plain messag
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,13 @@ from typing import Any
 import torch
 
 from geolrm.config import Params
-from geolrm.data.loader import Sample, ShardDataset
+from geolrm.data.lighting import LIGHTING
+from geolrm.data.loader import ShardDataset
+from geolrm.data.procedural import VERSION
+from geolrm.data.procedural.source import GeneratedDataset
 from geolrm.failures import BadInput
 from geolrm.files import sha256_of
-from geolrm.training.loop import Stage, TrainingDiverged, WorkerLost
+from geolrm.training.loop import AnySample, Stage, TrainingDiverged, WorkerLost
 from geolrm.training.ranks import own_device
 
 
@@ -26,27 +29,35 @@ from geolrm.training.ranks import own_device
 class TrainingData:
     """The splits of one data set, and where the results go."""
 
-    training: ShardDataset
-    validation: list[Sample]
-    catalog_sha256: str
+    training: ShardDataset | GeneratedDataset
+    validation: Sequence[AnySample]
+    identity: dict[str, Any]
     results: Path
     device: torch.device
 
     @classmethod
-    def of(cls, params: Params, dataset: str) -> TrainingData:
+    def of(cls, params: Params, dataset: str, generate: bool) -> TrainingData:
+        """The shards of a data set, or, where `generate`, the procedural objects of the params, drawn while training."""
+        results, device = Path("results") / params.preset, own_device()
+        if generate:
+            resolution = params.shard.voxel_resolution
+            drawn, judged = (
+                GeneratedDataset(params.procedural, split, resolution, device) for split in ("train", "val")
+            )
+            shaping = params.procedural.model_dump(mode="json", exclude={"workers", "test"})
+            identity = {
+                "generated": shaping | {"version": VERSION, "lighting": LIGHTING, "voxel_resolution": resolution}
+            }
+            return cls(drawn, [judged.sample(i) for i in range(len(judged))], identity, results, device)
         folder = Path("datasets") / dataset / params.preset
         validation = ShardDataset(folder, "val")
-        return cls(
-            ShardDataset(folder, "train"),
-            [validation.sample(i) for i in range(len(validation))],
-            sha256_of(folder / "catalog.parquet"),
-            Path("results") / params.preset,
-            own_device(),
-        )
+        judges = [validation.sample(i) for i in range(len(validation))]
+        identity = {"catalog_sha256": sha256_of(folder / "catalog.parquet")}
+        return cls(ShardDataset(folder, "train"), judges, identity, results, device)
 
     def facts(self, stage: Stage[Any]) -> dict[str, Any]:
         """Parameters and data: what a resume state must share to be used."""
-        return {"params": stage.config.model_dump(mode="json"), "catalog_sha256": self.catalog_sha256}
+        return {"params": stage.config.model_dump(mode="json"), **self.identity}
 
 
 def run(main: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from geolrm.config import Optimisation, Section
 from geolrm.data.loader import Sample, ShardDataset, batches
+from geolrm.data.procedural.source import GeneratedDataset, GeneratedSample
 from geolrm.failures import BadInput
 from geolrm.files import write_whole
 from geolrm.passport import passport
@@ -43,6 +44,7 @@ from geolrm.training.checkpoint import (
 from geolrm.training.ranks import ALONE, Ranks
 
 Item = TypeVar("Item")
+AnySample = Sample | GeneratedSample
 _Fault = tuple[str, list[str]] | None  # what is no number on this rank, and the objects it was seen on
 
 
@@ -75,7 +77,7 @@ class Stage(ABC, Generic[Item]):
         return torch.autocast(images.device.type, torch.bfloat16, enabled=self.optimisation.precision == "bfloat16")
 
     @abstractmethod
-    def draw(self, sample: Sample, epoch: int) -> Item:
+    def draw(self, sample: AnySample, epoch: int) -> Item:
         """What training needs of one object: a pure function of (seed, epoch, key)."""
 
     @abstractmethod
@@ -86,23 +88,24 @@ class Stage(ABC, Generic[Item]):
         """
 
     @abstractmethod
-    def validate(self, samples: list[Sample]) -> dict[str, float]:
+    def validate(self, samples: Sequence[AnySample]) -> dict[str, float]:
         """`loss` and metrics, means over fixed views of fixed objects."""
 
     @abstractmethod
-    def picture(self, sample: Sample, path: Path) -> None:
+    def picture(self, sample: AnySample, path: Path) -> None:
         """Write a picture grid of one validation object."""
 
 
-class _Drawn(Dataset[Any]):
-    """Map-style view of a shard data set: index (epoch, position) -> drawn item."""
+class _Loaded(Dataset[Any]):
+    """Map-style view of a data set: index (epoch, position) -> drawn item, or what is to be drawn where training runs."""
 
-    def __init__(self, dataset: ShardDataset, stage: Stage[Any]) -> None:
+    def __init__(self, dataset: ShardDataset | GeneratedDataset, stage: Stage[Any]) -> None:
         self.dataset, self.stage = dataset, stage
 
     def __getitem__(self, index: tuple[int, int]) -> Any:
         epoch, position = index
-        return self.stage.draw(self.dataset.sample(position), epoch)
+        sample = self.dataset.sample(position)
+        return (sample, epoch) if isinstance(sample, GeneratedSample) else self.stage.draw(sample, epoch)
 
 
 class _Losses(nn.Module):
@@ -187,17 +190,27 @@ def _kept_lines(path: Path, first_step: int) -> str:
     return "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= first_step)
 
 
-def _loader(stage: Stage[Any], dataset: ShardDataset, first_step: int, workers: int) -> Iterator[list[Any]]:
+def _loader(
+    stage: Stage[Any], dataset: ShardDataset | GeneratedDataset, first_step: int, workers: int
+) -> Iterator[list[Any]]:
     o, ranks = stage.optimisation, stage.ranks
     size = o.batch * o.accumulate // ranks.count
     indices = islice(
         batches(len(dataset), o.seed, size, ranks.rank, ranks.count, start_step=first_step), o.steps - first_step
     )
-    return iter(
-        DataLoader(
-            _Drawn(dataset, stage), batch_sampler=list(indices), num_workers=workers, collate_fn=list, pin_memory=False
-        )
+    loaded = DataLoader(
+        _Loaded(dataset, stage), batch_sampler=list(indices), num_workers=workers, collate_fn=list, pin_memory=False
     )
+    return _traced(stage, iter(loaded)) if isinstance(dataset, GeneratedDataset) else iter(loaded)
+
+
+def _traced(stage: Stage[Any], loaded: Iterator[list[Any]]) -> Iterator[list[Any]]:
+    """Items drawn from the scenes that workers made, by this process, which holds the device; done when it yields them."""
+    for scenes in loaded:
+        items = [stage.draw(sample, epoch) for sample, epoch in scenes]
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # or tracing would pass for training in the step's times
+        yield items
 
 
 @contextmanager
@@ -265,7 +278,7 @@ class _Journal:
     """What the first rank writes while it trains."""
 
     stage: Stage[Any]
-    validation: list[Sample]
+    validation: Sequence[AnySample]
     folder: Path
     optimiser: torch.optim.Optimizer
     facts: dict[str, Any]
@@ -294,8 +307,8 @@ class _Journal:
 
 def train(
     stage: Stage[Any],
-    dataset: ShardDataset,
-    validation: list[Sample],
+    dataset: ShardDataset | GeneratedDataset,
+    validation: Sequence[AnySample],
     folder: Path,
     facts: dict[str, Any],
     *,
@@ -359,6 +372,7 @@ def train(
             optimiser.step()
             line = ranks.means(own | {"data_wait_s": waited, "step_s": time.perf_counter() - began})
             line |= {"learning_rate": rate, "memory_bytes": _memory(stage.network)}
+            line["objects_per_s"] = o.batch * o.accumulate / line["step_s"]
             late = now["late"] > 0
             reached += 1
             if journal:
@@ -376,7 +390,7 @@ def train(
 @contextmanager
 def _journal(
     stage: Stage[Any],
-    validation: list[Sample],
+    validation: Sequence[AnySample],
     folder: Path,
     optimiser: torch.optim.Optimizer,
     facts: dict[str, Any],
@@ -401,7 +415,7 @@ def _journal(
         yield journal
 
 
-def _validate(stage: Stage[Any], samples: list[Sample], folder: Path, step: int) -> dict[str, float]:
+def _validate(stage: Stage[Any], samples: Sequence[AnySample], folder: Path, step: int) -> dict[str, float]:
     stage.network.eval()
     with torch.no_grad():
         judged = {f"validation/{name}": value for name, value in stage.validate(samples).items()}
