@@ -39,21 +39,19 @@ class TrainingData:
     def of(cls, params: Params, dataset: str, generate: bool) -> TrainingData:
         """The shards of a data set, or, where `generate`, the procedural objects of the params, drawn while training."""
         results, device = Path("results") / params.preset, own_device()
+        identity: dict[str, Any]
         if generate:
-            resolution = params.shard.voxel_resolution
-            drawn, judged = (
-                GeneratedDataset(params.procedural, split, resolution, device) for split in ("train", "val")
-            )
-            shaping = params.procedural.model_dump(mode="json", exclude={"workers", "test"})
-            identity = {
-                "generated": shaping | {"version": VERSION, "lighting": LIGHTING, "voxel_resolution": resolution}
-            }
-            return cls(drawn, [judged.sample(i) for i in range(len(judged))], identity, results, device)
+            settings, resolution = params.procedural, params.shard.voxel_resolution
+            drawn, judged = (GeneratedDataset(settings, split, resolution, device) for split in ("train", "val"))
+            identity = settings.model_dump(mode="json", exclude={"workers", "test"})
+            identity |= {"version": VERSION, "lighting": LIGHTING, "voxel_resolution": resolution}
+            judges = [judged.sample(i) for i in range(len(judged))]
+            return cls(drawn, judges, {"generated": identity}, results, device)
         folder = Path("datasets") / dataset / params.preset
         validation = ShardDataset(folder, "val")
-        judges = [validation.sample(i) for i in range(len(validation))]
+        stored = [validation.sample(i) for i in range(len(validation))]
         identity = {"catalog_sha256": sha256_of(folder / "catalog.parquet")}
-        return cls(ShardDataset(folder, "train"), judges, identity, results, device)
+        return cls(ShardDataset(folder, "train"), stored, identity, results, device)
 
     def facts(self, stage: Stage[Any]) -> dict[str, Any]:
         """Parameters and data: what a resume state must share to be used."""
