@@ -93,9 +93,10 @@ class Cameras:
             uv (..., N, 2) in [0, 1] inside the frame, u right and v down; depth (..., N) planar z. Where depth is not
             above NEAR the point is at or behind the camera and uv is finite but meaningless: mask by depth.
         """
-        in_camera = (points - self.positions[..., None, :]) @ self.rotations
+        with torch.autocast(points.device.type, enabled=False):  # a pixel is 1/256 of the frame, as is bf16's last bit
+            in_camera = (points - self.positions[..., None, :]) @ self.rotations
+            homogeneous = in_camera @ self.intrinsics.transpose(-1, -2)
         depth = in_camera[..., 2]
-        homogeneous = in_camera @ self.intrinsics.transpose(-1, -2)
         return homogeneous[..., :2] / depth.clamp(min=NEAR)[..., None], depth
 
     def rays(self, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -105,7 +105,7 @@ class Optimisation(Section):
     """The training loop of one stage (paper, Table A)."""
 
     steps: Count
-    batch: Count  # objects a step and process
+    batch: Count  # objects a step, shared by all processes
     accumulate: Count
     image_size: Count
     views: Count  # drawn per object

@@ -1,7 +1,8 @@
 """Stage 1 of training: shards to a proposal network.
 
 In: `datasets/procedural/<preset>/` shards, the `proposal` section of params.yaml. Out: `results/<preset>/proposal/`. Stopped at
-any moment and started again, it goes on from its newest saved state.
+any moment and started again, it goes on from its newest saved state. `torchrun -m pipelines.train_proposal` shares each batch
+among several processes, one a GPU (docs/training.md).
 """
 
 from __future__ import annotations
@@ -14,25 +15,36 @@ import tyro
 from geolrm.config import load_params
 from geolrm.model.proposal import ProposalNetwork
 from geolrm.training.loop import train
+from geolrm.training.ranks import all_ranks
 from geolrm.training.stages import ProposalStage
 from pipelines.training_data import TrainingData, run
 
 
-def main(params: str = "params.yaml", dataset: str = "procedural", workers: int = 0) -> None:
+def main(
+    params: str = "params.yaml",
+    dataset: str = "procedural",
+    generate: bool = False,
+    workers: int = 0,
+    minutes: float | None = None,
+) -> None:
     """Train the proposal network: pictures to occupancy.
 
     Args:
         params: the params file.
         dataset: name of the folder under datasets/ to train on.
-        workers: processes that decode ahead of the training; 0 decodes in the training process.
+        generate: read no shards: draw the procedural objects of the params while training, traced on the training device.
+        workers: processes that decode, or draw scenes, ahead of each training process; 0 decodes in it.
+        minutes: save and stop after so many; run again to go on. Leave room for one step, a validation and the saving.
     """
     settings = load_params(params)
-    data = TrainingData.of(settings, dataset)
+    data = TrainingData.of(settings, dataset, generate)
     torch.manual_seed(settings.proposal.optimisation.seed)
     network = ProposalNetwork(settings.proposal).to(data.device)
     stage = ProposalStage(network, settings.proposal)
     facts = data.facts(stage)
-    train(stage, data.training, data.validation, data.results / stage.name, facts, workers=workers)
+    with all_ranks() as ranks:
+        folder = data.results / stage.name
+        train(stage, data.training, data.validation, folder, facts, ranks=ranks, workers=workers, minutes=minutes)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 In: `datasets/procedural/<preset>/` shards, `results/<preset>/proposal/`, the `reconstruction` section of params.yaml. Out:
 `results/<preset>/reconstruction/`. Stopped at any moment and started again, it goes on from its newest saved state.
+`torchrun -m pipelines.train_reconstruction` shares each batch among several processes, one a GPU (docs/training.md).
 """
 
 from __future__ import annotations
@@ -16,20 +17,29 @@ from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import ReconstructionNetwork
 from geolrm.training.checkpoint import load_model
 from geolrm.training.loop import train
+from geolrm.training.ranks import all_ranks
 from geolrm.training.stages import ReconstructionStage
 from pipelines.training_data import TrainingData, run
 
 
-def main(params: str = "params.yaml", dataset: str = "procedural", workers: int = 0) -> None:
+def main(
+    params: str = "params.yaml",
+    dataset: str = "procedural",
+    generate: bool = False,
+    workers: int = 0,
+    minutes: float | None = None,
+) -> None:
     """Train the reconstruction network: anchor points and pictures to Gaussians.
 
     Args:
         params: the params file.
         dataset: name of the folder under datasets/ to train on.
-        workers: processes that decode ahead of the training; 0 decodes in the training process.
+        generate: read no shards: draw the procedural objects of the params while training, traced on the training device.
+        workers: processes that decode, or draw scenes, ahead of each training process; 0 decodes in it.
+        minutes: save and stop after so many; run again to go on. Leave room for one step, a validation and the saving.
     """
     settings = load_params(params)
-    data = TrainingData.of(settings, dataset)
+    data = TrainingData.of(settings, dataset, generate)
     proposal, record = load_model(data.results / "proposal")
     assert isinstance(proposal, ProposalNetwork)
     torch.manual_seed(settings.reconstruction.optimisation.seed)
@@ -41,7 +51,9 @@ def main(params: str = "params.yaml", dataset: str = "procedural", workers: int 
         perceptual = Lpips("vgg").to(data.device)
     stage = ReconstructionStage(network, settings.reconstruction, proposal.to(data.device), perceptual)
     facts = data.facts(stage) | {"proposal_sha256": record["sha256"]}
-    train(stage, data.training, data.validation, data.results / stage.name, facts, workers=workers)
+    with all_ranks() as ranks:
+        folder = data.results / stage.name
+        train(stage, data.training, data.validation, folder, facts, ranks=ranks, workers=workers, minutes=minutes)
 
 
 if __name__ == "__main__":

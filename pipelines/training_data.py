@@ -6,7 +6,7 @@ identify a training.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,40 +14,50 @@ from typing import Any
 import torch
 
 from geolrm.config import Params
-from geolrm.data.loader import Sample, ShardDataset
+from geolrm.data.lighting import LIGHTING
+from geolrm.data.loader import ShardDataset
+from geolrm.data.procedural import VERSION
+from geolrm.data.procedural.source import GeneratedDataset
 from geolrm.failures import run_command
 from geolrm.files import sha256_of
-from geolrm.training.loop import Stage, TrainingDiverged
+from geolrm.training.loop import AnySample, Stage, TrainingDiverged, WorkerLost
+from geolrm.training.ranks import own_device
 
 
 @dataclass(frozen=True)
 class TrainingData:
     """The splits of one data set, and where the results go."""
 
-    training: ShardDataset
-    validation: list[Sample]
-    catalog_sha256: str
+    training: ShardDataset | GeneratedDataset
+    validation: Sequence[AnySample]
+    identity: dict[str, Any]
     results: Path
     device: torch.device
 
     @classmethod
-    def of(cls, params: Params, dataset: str) -> TrainingData:
+    def of(cls, params: Params, dataset: str, generate: bool) -> TrainingData:
+        """The shards of a data set, or, where `generate`, the procedural objects of the params, drawn while training."""
+        results, device = Path("results") / params.preset, own_device()
+        identity: dict[str, Any]
+        if generate:
+            settings, resolution = params.procedural, params.shard.voxel_resolution
+            drawn, judged = (GeneratedDataset(settings, split, resolution, device) for split in ("train", "val"))
+            identity = settings.model_dump(mode="json", exclude={"workers", "test"})
+            identity |= {"version": VERSION, "lighting": LIGHTING, "voxel_resolution": resolution}
+            judges = [judged.sample(i) for i in range(len(judged))]
+            return cls(drawn, judges, {"generated": identity}, results, device)
         folder = Path("datasets") / dataset / params.preset
         validation = ShardDataset(folder, "val")
-        return cls(
-            ShardDataset(folder, "train"),
-            [validation.sample(i) for i in range(len(validation))],
-            sha256_of(folder / "catalog.parquet"),
-            Path("results") / params.preset,
-            torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        )
+        stored = [validation.sample(i) for i in range(len(validation))]
+        identity = {"catalog_sha256": sha256_of(folder / "catalog.parquet")}
+        return cls(ShardDataset(folder, "train"), stored, identity, results, device)
 
     def facts(self, stage: Stage[Any]) -> dict[str, Any]:
         """Parameters and data: what a resume state must share to be used."""
-        return {"params": stage.config.model_dump(mode="json"), "catalog_sha256": self.catalog_sha256}
+        return {"params": stage.config.model_dump(mode="json"), **self.identity}
 
 
 def run(main: Callable[[], None]) -> int:
-    """Run a stage script to its exit status; diverged training too ends with one plain message."""
+    """Run a stage script to its exit status; diverged training and a killed worker too end with one plain message."""
     torch.set_flush_denormal(True)
-    return run_command(main, TrainingDiverged)
+    return run_command(main, TrainingDiverged, WorkerLost)

@@ -17,7 +17,7 @@ from geolrm.training.stages import ProposalStage, ReconstructionStage
 
 STAGES = ("proposal", "reconstruction")
 FACTS = {"params": "tiny", "catalog_sha256": "0"}
-CLOCKS = ("data_wait_s", "step_s", "memory_bytes")
+CLOCKS = ("data_wait_s", "step_s", "objects_per_s", "memory_bytes")
 
 
 class KnownOccupancy(nn.Module):

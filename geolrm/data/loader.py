@@ -27,7 +27,7 @@ from torch import Tensor
 from geolrm.cameras import Cameras
 from geolrm.data import shards
 from geolrm.data.catalog import read_catalog
-from geolrm.data.rig import ORBIT_VIEWS, orbit_inputs
+from geolrm.data.rig import orbit_views
 from geolrm.failures import BadInput
 from geolrm.views import Views
 
@@ -76,11 +76,7 @@ class Sample:
         Raises:
             BadInput: `too_few_views` when the orbit has not 24 views or `count` is above 24.
         """
-        orbit = [i for i, role in enumerate(self.roles) if role == "orbit"]
-        if not 1 <= count <= len(orbit) or len(orbit) != ORBIT_VIEWS:
-            detail = f"{count} input views asked of an orbit of {len(orbit)} views (a full one has {ORBIT_VIEWS})"
-            raise BadInput("too_few_views", self.key, detail, "ask for fewer views or render the object again")
-        return [orbit[i] for i in orbit_inputs(count)]
+        return orbit_views(self.key, self.roles, count)
 
     @cached_property
     def occupancy(self) -> Tensor:

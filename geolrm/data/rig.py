@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from geolrm.cameras import Cameras, orbit
+from geolrm.failures import BadInput
 
 FOV = 39.6  # degrees, GObjaverse's focal length of 711.1 pixels at 512
 RADIUS = 2.0
@@ -97,3 +98,16 @@ def orbit_inputs(count: int) -> tuple[int, ...]:
     if not 1 <= count <= ORBIT_VIEWS:
         raise ValueError(f"{count} input views asked of an orbit of {ORBIT_VIEWS}")
     return tuple(ORBIT_VIEWS * i // count for i in range(count))
+
+
+def orbit_views(key: str, roles: list[str], count: int) -> list[int]:
+    """Positions of `count` input views spread evenly over the orbit of an object whose views play these roles.
+
+    Raises:
+        BadInput: `too_few_views` when the orbit has not 24 views or `count` is above 24.
+    """
+    orbit = [i for i, role in enumerate(roles) if role == "orbit"]
+    if not 1 <= count <= len(orbit) or len(orbit) != ORBIT_VIEWS:
+        detail = f"{count} input views asked of an orbit of {len(orbit)} views (a full one has {ORBIT_VIEWS})"
+        raise BadInput("too_few_views", key, detail, "ask for fewer views or render the object again")
+    return [orbit[i] for i in orbit_inputs(count)]

@@ -40,7 +40,8 @@ class TokenInput(nn.Module):
 
     def forward(self, anchors: Tensor) -> Tensor:
         phases = (anchors[..., None] * self.waves).flatten(-2)
-        return self.linear(torch.cat([2 * anchors, phases.sin(), phases.cos()], dim=-1))
+        with torch.autocast(anchors.device.type, enabled=False):  # the stream, which blocks add to, stays fp32
+            return self.linear(torch.cat([2 * anchors, phases.sin(), phases.cos()], dim=-1))
 
 
 class RawTokenInput(nn.Module):

@@ -3,10 +3,13 @@
 In: predicted occupancy logits or renderings, and their truth. Out: a dictionary of named scalar parts; the weighted sum is the
 loss. Convention: images in [0, 1] (the public code's MSE on [-1, 1] is four times ours); depth is planar z in object units and
 counts only where the truth has a surface. Trade: the affinity terms are sums over the whole batch, as published, so a batch of
-one object is noisier than a batch of two. Verified by closed forms: perfect, uniform and empty predictions.
+one object is noisier than a batch of two, and ranks that share a batch must add up theirs. Verified by closed forms: perfect,
+uniform and empty predictions.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,21 +21,26 @@ from geolrm.views import Views
 EPSILON = 1e-6
 
 
-def _affinity(probability: Tensor, target: Tensor) -> Tensor:
+def _affinity(probability: Tensor, target: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
     """-log precision - log recall - log specificity of one class, soft counts over the whole batch (MonoScene, 3.4)."""
-    hit = (probability * target).sum()
-    precision = hit / (probability.sum() + EPSILON)
-    recall = hit / (target.sum() + EPSILON)
-    specificity = ((1 - probability) * (1 - target)).sum() / ((1 - target).sum() + EPSILON)
+    hit = total((probability * target).sum())
+    precision = hit / (total(probability.sum()) + EPSILON)
+    recall = hit / (total(target.sum()) + EPSILON)
+    specificity = total(((1 - probability) * (1 - target)).sum()) / (total((1 - target).sum()) + EPSILON)
     return -torch.stack([precision, recall, specificity]).clamp(min=EPSILON).log().sum()
 
 
-def occupancy_losses(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+def _here(sums: Tensor) -> Tensor:
+    return sums
+
+
+def occupancy_losses(logits: Tensor, target: Tensor, total: Callable[[Tensor], Tensor] = _here) -> dict[str, Tensor]:
     """Binary cross-entropy and scene-class affinity (paper, 3.3).
 
     Args:
         logits: (B, R, R, R).
         target: (B, R, R, R) bool, at least one voxel of each kind in the batch.
+        total: adds up the sums of all parts of a batch that several processes share.
 
     Returns:
         `bce`; `geometric`, the affinity of occupied voxels; `semantic`, the mean affinity over the two classes, occupied and
@@ -40,7 +48,7 @@ def occupancy_losses(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
     """
     truth = target.to(logits.dtype)
     probability = torch.sigmoid(logits)
-    occupied, free = _affinity(probability, truth), _affinity(1 - probability, 1 - truth)
+    occupied, free = _affinity(probability, truth, total), _affinity(1 - probability, 1 - truth, total)
     return {
         "bce": F.binary_cross_entropy_with_logits(logits, truth),
         "geometric": occupied,

@@ -4,14 +4,15 @@ In: samples of a shard data set. Out: losses, validation metrics and picture gri
 for an object the first k are inputs and the rest are targets; which views is a pure function of (seed, epoch, key), k of
 (seed, step), the same for all objects of a batch. The second stage sees the anchor points that the trained, frozen proposal
 network predicts from the same inputs, as it will at test time. Trade: the objects of a batch share one number of anchor
-points, the smallest among them, so that nothing is ever padded. Verified by overfitting one object and by the loop's tests.
+points, the smallest among them, so that nothing is ever padded; what belongs to the batch as a whole (that number, the sums
+of the affinity) is taken over all ranks that share it. Verified by overfitting one object and by the loop's tests.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from torch import Tensor
 
 from geolrm.cameras import Cameras
 from geolrm.config import Optimisation, Proposal, Reconstruction, Section
-from geolrm.data.loader import Sample
 from geolrm.failures import BadInput
 from geolrm.gaussians import Gaussians
 from geolrm.metrics.image import psnr, psnr_foreground
@@ -29,7 +29,7 @@ from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import ReconstructionNetwork
 from geolrm.pictures import save_picture
 from geolrm.rendering import Rendering, render
-from geolrm.training.loop import Stage
+from geolrm.training.loop import AnySample, Stage
 from geolrm.training.losses import occupancy_losses, rendering_losses
 from geolrm.views import Views
 
@@ -51,7 +51,7 @@ def _generator(*parts: object) -> random.Random:
     return random.Random(hashlib.sha256(repr(parts).encode()).digest())
 
 
-def draw_views(sample: Sample, optimisation: Optimisation, epoch: int) -> Drawn:
+def draw_views(sample: AnySample, optimisation: Optimisation, epoch: int) -> Drawn:
     """`optimisation.views` of the object's views in random order, at the training size. Raises BadInput `too_few_views`."""
     if optimisation.views > len(sample.roles):
         detail = f"{optimisation.views} views are to be drawn, it has {len(sample.roles)}"
@@ -75,7 +75,7 @@ def stack(views: Sequence[Views], device: torch.device) -> tuple[Tensor, Cameras
     return images, Cameras(poses, torch.stack([v.cameras.intrinsics for v in views]).to(device))
 
 
-def validation_targets(sample: Sample, inputs: list[int]) -> list[int]:
+def validation_targets(sample: AnySample, inputs: list[int]) -> list[int]:
     """Positions of four fixed views between the inputs and beyond the orbit."""
     rest = [i for i in range(len(sample.roles)) if i not in inputs]
     return [rest[len(rest) * (2 * i + 1) // 8] for i in range(4)]
@@ -116,37 +116,34 @@ class ProposalStage(Stage[Drawn]):
         self.network, self.config, self.optimisation = network, config, config.optimisation
         self.device = next(network.parameters()).device
 
-    def draw(self, sample: Sample, epoch: int) -> Drawn:
+    def draw(self, sample: AnySample, epoch: int) -> Drawn:
         return draw_views(sample, self.optimisation, epoch)
 
     def losses(self, items: list[Drawn], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         count = input_count(self.optimisation, step)
         images, cameras = stack([item.views[:count] for item in items], self.device)
         target = torch.stack([item.occupancy for item in items]).to(self.device)
-        return self._compare(self._predict(images, cameras), target)
+        parts = occupancy_losses(self._predict(images, cameras), target, self.ranks.total)
+        return _weighted_sum(parts, self.config.losses), parts
 
     def _predict(self, images: Tensor, cameras: Cameras) -> Tensor:
         with in_precision(self.optimisation.precision, self.device):
             return self.network(images, cameras)
 
-    def _compare(self, logits: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        parts = occupancy_losses(logits, target)
-        return _weighted_sum(parts, self.config.losses), parts
-
-    def _logits(self, sample: Sample) -> Tensor:
+    def _logits(self, sample: AnySample) -> Tensor:
         size = self.optimisation.image_size
         images, cameras = stack([sample.views(sample.orbit_inputs(VALIDATION_INPUTS)).resized(size, size)], self.device)
         return self._predict(images, cameras)
 
-    def validate(self, samples: list[Sample]) -> dict[str, float]:
+    def validate(self, samples: Sequence[AnySample]) -> dict[str, float]:
         rows = []
         for sample in samples:
             logits, truth = self._logits(sample), sample.occupancy[None].to(self.device)
-            loss, _ = self._compare(logits, truth)
+            loss = _weighted_sum(occupancy_losses(logits, truth), self.config.losses)
             rows.append({"loss": loss.item(), **occupancy_scores(logits > 0, truth)})
         return _mean(rows)
 
-    def picture(self, sample: Sample, path: Path) -> None:
+    def picture(self, sample: AnySample, path: Path) -> None:
         """Depth of the occupied voxels seen along the three axes: truth above, prediction below."""
         grids = [sample.occupancy.to(self.device), self._logits(sample)[0] > 0]
         _save_grid([torch.stack([_column_heights(grid, axis) for axis in range(3)]) for grid in grids], path)
@@ -188,17 +185,22 @@ class ReconstructionStage(Stage[Drawn]):
         self.proposal, self.perceptual = proposal.eval().requires_grad_(False), perceptual
         self.device = next(network.parameters()).device
 
-    def draw(self, sample: Sample, epoch: int) -> Drawn:
+    def draw(self, sample: AnySample, epoch: int) -> Drawn:
         return draw_views(sample, self.optimisation, epoch)
 
-    def _anchors(self, images: Tensor, cameras: Cameras, labels: Sequence[Tensor]) -> tuple[Tensor, int]:
-        """Anchor points (B, N, 3) of the predicted occupancy; where nothing is predicted the label stands in, counted."""
+    def _anchors(
+        self, images: Tensor, cameras: Cameras, labels: Sequence[Tensor], agree: Callable[[int], int] = int
+    ) -> tuple[Tensor, int]:
+        """Anchor points (B, N, 3) of the predicted occupancy; where nothing is predicted the label stands in, counted.
+
+        `agree` brings the number of anchor points to that of the whole batch where several ranks share it.
+        """
         with torch.no_grad(), in_precision(self.optimisation.precision, self.device):
             grids = self.proposal(images, cameras) > 0
         empty = [i for i, grid in enumerate(grids) if not grid.any()]
         for i in empty:
             grids[i] = labels[i].to(self.device)
-        count = min(self.config.max_anchors, min(int(grid.sum()) for grid in grids))
+        count = agree(min(self.config.max_anchors, min(int(grid.sum()) for grid in grids)))
         return torch.stack([self.network.anchors_of(grid, count) for grid in grids]), len(empty)
 
     def _decode(self, images: Tensor, cameras: Cameras, anchors: Tensor) -> list[Gaussians]:
@@ -216,16 +218,17 @@ class ReconstructionStage(Stage[Drawn]):
     def losses(self, items: list[Drawn], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         count = input_count(self.optimisation, step)
         images, cameras = stack([item.views[:count] for item in items], self.device)
-        anchors, empty = self._anchors(images, cameras, [item.occupancy for item in items])
+        anchors, empty = self._anchors(images, cameras, [item.occupancy for item in items], self.ranks.smallest)
         compared = [
             self._compare(gaussians, item.views[count:])
             for gaussians, item in zip(self._decode(images, cameras, anchors), items, strict=True)
         ]
         loss = torch.stack([one for one, _, _ in compared]).mean()
         parts = {name: torch.stack([parts[name] for _, _, parts in compared]).mean() for name in compared[0][2]}
-        return loss, parts | {"empty_proposals": torch.tensor(float(empty))}
+        whole = float(empty * self.ranks.count)  # so that its mean over the ranks is the count of the whole batch
+        return loss, parts | {"empty_proposals": torch.tensor(whole)}
 
-    def _reconstruct(self, sample: Sample) -> tuple[Views, Gaussians, Views]:
+    def _reconstruct(self, sample: AnySample) -> tuple[Views, Gaussians, Views]:
         size = self.optimisation.image_size
         positions = sample.orbit_inputs(VALIDATION_INPUTS)
         inputs = sample.views(positions).resized(size, size)
@@ -234,7 +237,7 @@ class ReconstructionStage(Stage[Drawn]):
         targets = sample.views(validation_targets(sample, positions)).resized(size, size)
         return inputs, self._decode(images, cameras, anchors)[0], targets
 
-    def validate(self, samples: list[Sample]) -> dict[str, float]:
+    def validate(self, samples: Sequence[AnySample]) -> dict[str, float]:
         rows = []
         for sample in samples:
             _, gaussians, targets = self._reconstruct(sample)
@@ -246,7 +249,7 @@ class ReconstructionStage(Stage[Drawn]):
             rows.append(row | {f"loss/{name}": value.item() for name, value in parts.items()})
         return _mean(rows)
 
-    def picture(self, sample: Sample, path: Path) -> None:
+    def picture(self, sample: AnySample, path: Path) -> None:
         """Four inputs above, the four true target views below them, their renderings at the bottom."""
         inputs, gaussians, targets = self._reconstruct(sample)
         rendering = render(gaussians, targets.cameras.to(self.device), *targets.size, BACKGROUND)

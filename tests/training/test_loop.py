@@ -2,7 +2,12 @@
 
 import json
 import math
+import multiprocessing
+import os
+import re
 import shutil
+import signal
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -13,7 +18,7 @@ from tiny_training import CLOCKS, FACTS, STAGES, changed, lines, make_stage, run
 from geolrm.config import Params
 from geolrm.training import loop
 from geolrm.training.checkpoint import load_model, read_tensors
-from geolrm.training.loop import TrainingDiverged, learning_rate, train
+from geolrm.training.loop import TrainingDiverged, WorkerLost, learning_rate, train
 
 BEFORE_LAST = 5  # of the six steps: where a resume state still lies beside nothing else
 
@@ -222,6 +227,62 @@ def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(
     with pytest.raises(TrainingDiverged, match=r"gradient norm is nan at step 1 on train-.*no state had been saved"):
         run(stage, tiny_dataset, tmp_path)
     assert all(torch.isfinite(p).all() for p in stage.network.parameters())
+
+
+def _train_until_a_worker_is_killed(params: Params, dataset: Path, folder: Path, said: Connection) -> None:
+    """Torch raises a worker's death wherever the process is, later once more: this process has nothing else to do."""
+    stage = make_stage(changed(params, "proposal", checkpoint_every=1), "proposal")
+    draw, calls = stage.draw, []
+
+    def killed(sample, epoch):  # type: ignore[no-untyped-def]
+        calls.append(sample.key)
+        if len(calls) == 7:  # in the worker, of step 4
+            os.kill(os.getpid(), signal.SIGKILL)
+        return draw(sample, epoch)
+
+    stage.draw = killed  # type: ignore[method-assign]
+    try:
+        train(stage, split(dataset, "train"), samples(dataset, "val"), folder, FACTS, workers=1)
+    except WorkerLost as lost:
+        said.send(str(lost))
+    os._exit(0)
+
+
+def test_a_killed_data_worker_says_so_and_the_next_run_goes_on_to_the_same_bits(
+    tiny_params: Params, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    run(make_stage(tiny_params, "proposal"), tiny_dataset, tmp_path / "undisturbed", stop_after=BEFORE_LAST)
+    folder = tmp_path / "killed"
+    context = multiprocessing.get_context("fork")
+    hears, says = context.Pipe(duplex=False)
+    child = context.Process(target=_train_until_a_worker_is_killed, args=(tiny_params, tiny_dataset, folder, says))
+    child.start()
+    assert hears.poll(60), "the training said nothing for a minute"
+    assert re.search(
+        r"a data worker was killed; the last good state is .*step-00000[123]: run the command again", hears.recv()
+    )
+    child.join(60)
+    run(make_stage(tiny_params, "proposal", seed=9), tiny_dataset, folder, stop_after=BEFORE_LAST)
+    assert lines(folder) == lines(tmp_path / "undisturbed")
+    assert state_bytes(folder) == state_bytes(tmp_path / "undisturbed")
+
+
+def test_out_of_time_it_saves_stops_and_says_how_to_go_on(
+    undisturbed: tuple[str, Path],
+    tiny_params: Params,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name, expected = undisturbed
+    data, judges = split(tiny_dataset, "train"), samples(tiny_dataset, "val")
+    for piece in range(1, 4):
+        train(make_stage(tiny_params, name, seed=piece - 1), data, judges, tmp_path, FACTS, minutes=0.0)
+        assert f"the time is up after step {piece} of 6" in "".join(capsys.readouterr())
+        assert next(iter(state_bytes(tmp_path))).startswith(f"resume/step-{piece:06d}")
+    train(make_stage(tiny_params, name), data, judges, tmp_path, FACTS, minutes=60.0, stop_after=BEFORE_LAST)
+    assert state_bytes(tmp_path) == state_bytes(expected)
+    assert lines(tmp_path) == lines(expected)
 
 
 # --- the step --------------------------------------------------------------------------------------------------------

@@ -194,6 +194,43 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(tiny_params: Params, tiny_dat
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+# --- precision -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_bfloat16_is_for_matrix_products_alone(name: str, tiny_params: Params, tiny_dataset: Path) -> None:
+    """What leaves the networks, the stream inside and the projections are float32; judging runs in the precision of training."""
+    sample = samples(tiny_dataset, "train")[0]
+    full = make_stage(tiny_params, name)
+    half = make_stage(changed(tiny_params, name, precision="bf16"), name)
+    kinds: dict[str, set[torch.dtype]] = {"norm": set(), "linear": set()}
+    for module in half.network.transformer.modules():
+        kind = "norm" if isinstance(module, torch.nn.RMSNorm) else "linear"
+        if isinstance(module, torch.nn.RMSNorm | torch.nn.Linear):
+            module.register_forward_hook(lambda _, given, out, kind=kind: kinds[kind].add(out.dtype))
+    (exact, _), (near, _) = (stage.losses([stage.draw(sample, 0)], 5) for stage in (full, half))
+    assert near.dtype == torch.float32
+    assert exact.item() != near.item()
+    assert near.item() == pytest.approx(exact.item(), rel=0.02)
+    assert kinds["norm"] == {torch.float32}
+    assert torch.bfloat16 in kinds["linear"]
+    near.backward()
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in half.network.parameters())
+    with torch.no_grad():
+        judged = [stage.validate(samples(tiny_dataset, "val"))["loss"] for stage in (full, half)]
+    assert judged[0] != judged[1]
+    assert judged[1] == pytest.approx(judged[0], rel=0.02)
+
+
+def test_projections_keep_their_bits_under_autocast(tiny_dataset: Path) -> None:
+    cameras = samples(tiny_dataset, "train")[0].cameras
+    points = torch.rand(50, 3) - 0.5
+    expected = cameras.project(points)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = cameras.project(points)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 # --- judging ---------------------------------------------------------------------------------------------------------
 
 

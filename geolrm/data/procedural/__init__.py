@@ -89,19 +89,26 @@ def _meta(seed: int, key: str, scene: Scene) -> dict[str, Any]:
     }
 
 
-def render_scene(scene: Scene, key: str, cameras: Cameras, resolution: int, supersampling: int) -> tuple[Views, Tensor]:
+def render_scene(
+    scene: Scene,
+    key: str,
+    cameras: Cameras,
+    resolution: int,
+    supersampling: int,
+    to: torch.device | str = "cpu",
+) -> tuple[Views, Tensor]:
     """Render a scene, on the device that it lies on.
 
     Returns:
-        Views (V,) of resolution^2 pixels and world normals (V, 3, H, W), 0 where there is no depth; on the CPU.
+        Views (V,) of resolution^2 pixels and world normals (V, 3, H, W), 0 where there is no depth; on the device `to`.
     """
     device = scene.solids[0].centre.device
     group = max(1, RAYS_AT_ONCE[device.type] // (resolution**2 * (supersampling**2 + 1)))
     parts = []
     for start in range(0, len(cameras), group):
-        parts.append(_render_some(scene, cameras[start : start + group].to(device), resolution, supersampling).cpu())
+        parts.append(_render_some(scene, cameras[start : start + group].to(device), resolution, supersampling).to(to))
     image = torch.cat(parts)
-    return Views(key, cameras, image[:, :3], image[:, 3:4], image[:, 4]), image[:, 5:]
+    return Views(key, cameras.to(to), image[:, :3], image[:, 3:4], image[:, 4]), image[:, 5:]
 
 
 def _render_some(scene: Scene, cameras: Cameras, resolution: int, supersampling: int) -> Tensor:
