@@ -23,7 +23,7 @@ from geolrm import config
 from geolrm.cameras import Cameras
 from geolrm.gaussians import SH_C0, Gaussians
 from geolrm.model import execution
-from geolrm.model.carving import look_up
+from geolrm.model.carving import HINTS, look_up
 from geolrm.model.encoder import HierarchicalEncoder
 from geolrm.model.transformer import GeometryTransformer
 from geolrm.model.visibility import sees
@@ -163,6 +163,7 @@ class ReconstructionNetwork(nn.Module):
         self.pad = PADDINGS[settings.padding]
         self.encoder = HierarchicalEncoder(settings.encoder, pretrained)
         self.transformer = GeometryTransformer(settings.transformer, settings.encoder.channels)
+        self.carving = HINTS[settings.carving](settings.transformer.width)
         self.head = GaussianHead(settings)
 
     def anchors_of(self, occupied: Tensor, max_count: int) -> Tensor:
@@ -182,6 +183,7 @@ class ReconstructionNetwork(nn.Module):
         """
         if anchors.shape[1] == 0:
             return [Gaussians.empty(anchors.device) for _ in anchors]
-        tokens, shares = self.transformer(anchors, self.encoder(images, cameras), cameras)
+        hints = self.carving.hint(anchors, images, cameras)
+        tokens, shares = self.transformer(anchors, self.encoder(images, cameras), cameras, hints)
         with torch.autocast(images.device.type, enabled=False):  # from the tokens on, all is fp32
             return [self.head(tokens[b], anchors[b], images[b], cameras[b], shares[b]) for b in range(len(anchors))]

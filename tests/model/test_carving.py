@@ -4,7 +4,7 @@ import torch
 
 from geolrm.cameras import orbit
 from geolrm.model import carving
-from geolrm.model.carving import CarvingNetwork, carving_cues, look_up
+from geolrm.model.carving import AnchorCues, CarvingNetwork, carving_cues, look_up
 
 RING = orbit(torch.arange(4) * 90.0, torch.zeros(4), radius=2.0, fov=39.6)
 
@@ -75,3 +75,15 @@ def test_the_grid_of_cues_is_indexed_x_y_z(monkeypatch) -> None:
         along = logits.diff(dim=axis + 1)
         assert (along > 0).all()
         assert logits.movedim(axis + 1, 0).flatten(1).std(dim=1).max() < 1e-6
+
+
+def test_a_token_is_told_the_cues_at_its_anchor() -> None:
+    images = torch.rand(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    anchors = torch.rand(2, 5, 3, generator=torch.Generator().manual_seed(1)) * 0.4 - 0.2
+    hints = AnchorCues(8)
+    with torch.no_grad():
+        hints.weight.copy_(torch.eye(8))
+        hints.bias.zero_()
+        told = hints.hint(anchors, images, RING[torch.arange(4).expand(2, 4)])
+    for b in range(2):
+        torch.testing.assert_close(told[b], carving_cues(anchors[b], images[b], RING))
