@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.estimates import FORMAT, HEADLINE, METRICS, READABLE
 from geolrm.failures import BadInput, run_command
+from geolrm.files import write_whole
 from geolrm.tracking import Record
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -120,7 +121,7 @@ def update_readme(
     place = Path(os.path.relpath(results, readme.parent)).as_posix()
     current = spliced(text, markdown(load_summaries(results, only), place), readme)
     if current != text and not check:
-        readme.write_text(current)
+        write_whole(readme, current)
     return current == text
 
 

@@ -7,7 +7,6 @@ scripts in `pipelines/`, which DVC and people run alike. Verified by running eac
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,6 +18,7 @@ import tyro
 from geolrm.config import load_params
 from geolrm.data.commands import Data
 from geolrm.failures import BadInput, run_command
+from geolrm.files import write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +42,9 @@ class Preset:
             names = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
             raise BadInput("preset_unknown", self.name, "no such preset", f"choose one of {names}")
         load_params(source)
-        shutil.copyfile(source, self.params)
-        for line in source.read_text().splitlines():
+        text = source.read_text()
+        write_whole(self.params, text)
+        for line in text.splitlines():
             if not line.startswith("#"):
                 break
             print(line.removeprefix("#").strip())
