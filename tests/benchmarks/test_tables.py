@@ -82,3 +82,25 @@ def test_a_summary_that_is_named_and_not_there_is_refused(readme):
 @pytest.mark.parametrize(("page", "only"), [("README.md", None), ("docs/real-scans.md", ["scans.json"])])
 def test_the_committed_pages_show_the_committed_results(page, only):
     update_readme(ROOT / page, ROOT / "docs" / "results", check=True, only=only)
+
+
+def test_a_caption_names_the_group_where_its_name_is_not_the_sweeps(readme):
+    committed = readme.parent / "docs" / "results"
+    summary = json.loads((committed / "smoke.json").read_text())
+    groups = summary["sweeps"]["procedural"]["groups"]
+    groups["all objects"] = groups["procedural"]
+    (committed / "smoke.json").write_text(json.dumps(summary))
+    update_readme(readme, committed)
+    assert "**procedural: all objects**, 3 objects" in readme.read_text()
+    assert "**procedural**, 3 objects" in readme.read_text()
+
+
+def test_a_metric_without_a_value_is_a_dash_and_never_a_zero(readme):
+    update_readme(readme, readme.parent / "docs" / "results")
+    assert "| `geolrm` | 18.00 | 19.50 | 21.00 | 21.59 | 0.905 | \u2013 |" in readme.read_text()  # LPIPS had no weights
+
+
+def test_a_summary_that_holds_no_json_is_named(readme):
+    (readme.parent / "docs" / "results" / "cut.json").write_text('{"format": "geolrm-summ')
+    with pytest.raises(BadInput, match=r"cut\.json"):
+        update_readme(readme, readme.parent / "docs" / "results")
