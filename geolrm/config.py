@@ -105,7 +105,7 @@ class Optimisation(Section):
     """The training loop of one stage (paper, Table A)."""
 
     steps: Count
-    batch: Count  # objects a step, shared by all processes
+    batch: Count  # objects at a time, shared by all processes; a step takes `accumulate` times as many
     accumulate: Count
     image_size: Count
     views: Count  # drawn per object
