@@ -13,7 +13,7 @@ import torch
 from benchmarks.methods import Context, Method, NotApplicable, Spec
 from benchmarks.methods.lgm.frame import FOV, RADIUS, Frame, network_input, with_field_of_view
 from benchmarks.methods.lgm.network import LGM, VIEWS
-from benchmarks.published import UNTRAINED, VARIABLE, filled, published_file, read_published
+from benchmarks.published import DIFFERS, UNTRAINED, VARIABLE, filled, published_file, read_published
 from geolrm.files import sha256_of
 from geolrm.gaussians import Gaussians
 from geolrm.views import Views
@@ -26,7 +26,6 @@ SPEC = Spec(
     licence="code of this repository Apache-2.0, written from the paper; public code and weights MIT",
     weights=f"{FILE} of {REPOSITORY} on Hugging Face, in the folder {VARIABLE}",
 )
-DIFFERS = "other objects (lists unpublished), cameras, renders and scripts than here"
 PAPER = (  # LGM's own paper has a user study and no such numbers; CD is the sum of both unsquared directions in [-1, 1]^3
     {
         **{"table": "GeoLRM, GSO", "differs": f"100 objects, posed pictures, converter of LGM; {DIFFERS}"},
