@@ -97,6 +97,12 @@ class Scorer:
         """(V, 3, H, W) on white."""
         return self.test_views.composited(BACKGROUND)
 
+    @property
+    def bytes_held(self) -> int:
+        """Of the true pictures, on the device of the predictions."""
+        views = self.test_views
+        return sum(t.nbytes for t in (views.colour, views.alpha, views.depth, self.truth) if t is not None)
+
     @cached_property
     def surfaces(self) -> dict[str, TrueSurface]:
         """What a prediction's surface is compared with, by the end of the metrics' names: '', and where the settings and

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -94,12 +94,15 @@ class Method:
     """A loaded method.
 
     Attributes:
-        reconstruct: input views -> Gaussians on the same device, possibly none, or a `Reconstruction`. A pure function.
+        reconstruct: input views -> Gaussians on the same device, possibly none, or a `Reconstruction`. A pure function. Parts of
+            it may be named by `benchmarks.stages`; rows then have the seconds of each.
         checkpoint: hash of the weights, None for a method without.
+        precision: of its matrix products, for the passport.
     """
 
     reconstruct: Callable[[Views], Prediction]
     checkpoint: str | None = None
+    precision: str = "float32"
 
 
 def method_names() -> list[str]:
@@ -139,6 +142,13 @@ def spec(name: str) -> Spec:
     check_method(name)
     found: Spec = import_module(f"{__name__}.{name}").SPEC
     return found
+
+
+def published(name: str) -> tuple[dict[str, Any], ...]:
+    """What papers say of this method, from its module's `PAPER`: per table its name (`table`), how its protocol differs
+    (`differs`), and of psnr, ssim, lpips, cd_sum, fscore_0.2, latency_s, memory_gb those that it has. None for most methods."""
+    check_method(name)
+    return tuple(getattr(import_module(f"{__name__}.{name}"), "PAPER", ()))
 
 
 def load_method(name: str, context: Context) -> Method:
