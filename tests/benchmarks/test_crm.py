@@ -156,7 +156,10 @@ def test_without_its_weights_it_says_where_they_are(tmp_path, monkeypatch):
         load_method("crm", HERE)
 
 
-@pytest.mark.parametrize("content", [{"a": torch.zeros(1), "rgbMlp.fc3.bias": torch.zeros(4)}, {"a": print}, [1]])
+@pytest.mark.parametrize(
+    "content",
+    [{"sdfMlp.a": torch.zeros(1), "lpips.0": torch.zeros(1), "rgbMlp.fc3.bias": torch.zeros(4)}, {"a": print}, [1]],
+)
 def test_weights_that_do_not_fit_are_named_and_a_file_of_objects_runs_no_code(tmp_path, monkeypatch, content):
     monkeypatch.setenv("GEOLRM_BASELINE_WEIGHTS", str(tmp_path))
     torch.save(content, tmp_path / "CRM.pth")
@@ -164,7 +167,8 @@ def test_weights_that_do_not_fit_are_named_and_a_file_of_objects_runs_no_code(tm
         load_method("crm", HERE)
     if isinstance(content, dict) and "rgbMlp.fc3.bias" in content:
         assert "missing unet2.learned_plane" in caught.value.detail
-        assert "extra a" in caught.value.detail
+        assert "extra sdfMlp.a" in caught.value.detail
+        assert "lpips" not in caught.value.detail
         assert "rgbMlp.fc3.bias is (4,), expected (3,)" in caught.value.detail
     else:
         assert caught.value.reason == "checkpoint_unreadable"

@@ -148,6 +148,13 @@ def test_turning_the_object_with_its_cameras_turns_the_gaussians(small):
     assert torch.allclose(turned.sh_dc, ours.sh_dc, atol=1e-3)
 
 
+def test_half_precision_products_change_little_and_leave_what_follows_in_float32(small, network):
+    full, half = small.reconstruct(INPUTS), lgm.method(network, "none", torch.bfloat16).reconstruct(INPUTS)
+    assert half.means.dtype == torch.float32
+    moved = (half.means - full.means).abs()
+    assert 1e-6 < moved.mean() < 0.01
+
+
 def test_what_it_cannot_take_is_not_applicable(small):
     with pytest.raises(NotApplicable, match="4 views, not 3"):
         small.reconstruct(INPUTS[:3])

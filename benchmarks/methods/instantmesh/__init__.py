@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from benchmarks.methods import Context, Method, NotApplicable, Prediction, Spec
 from benchmarks.methods.instantmesh.cameras import OBJECT_SCALE, in_their_frame, input_numbers
-from benchmarks.methods.instantmesh.network import PREFIX, PUBLISHED, InstantMesh, SurfaceDecoder
+from benchmarks.methods.instantmesh.network import PREFIX, PUBLISHED, InstantMesh, Sizes, SurfaceDecoder
 from benchmarks.methods.instantmesh.surface import colours_at, mesh_of
 from benchmarks.pictures import coloured_mesh
 from benchmarks.published import DIFFERS, UNTRAINED, VARIABLE, filled, published_file, read_published, under
+from benchmarks.stages import stage
 from geolrm.data.raycast import import_open3d
 from geolrm.files import sha256_of
 from geolrm.gaussians import Gaussians
@@ -73,11 +74,14 @@ def method(network: InstantMesh, checkpoint: str) -> Method:
 
     @torch.no_grad()
     def reconstruct(views: Views) -> Prediction:
-        planes = network(*network_inputs(views))
-        vertices, faces = mesh_of(network, planes)
+        with stage("network"):
+            planes = network(*network_inputs(views))
+        with stage("mesh"):
+            vertices, faces = mesh_of(network, planes)
         if not len(faces):
             return Gaussians.empty(planes.device)
-        mesh = Mesh(vertices / OBJECT_SCALE, faces, colours_at(network, planes, vertices))
+        with stage("colours"):
+            mesh = Mesh(vertices / OBJECT_SCALE, faces, colours_at(network, planes, vertices))
 
         def colour(points: Tensor) -> Tensor:
             return colours_at(network, planes, points * OBJECT_SCALE)
@@ -104,10 +108,9 @@ class BallDecoder(SurfaceDecoder):
         return points.norm(dim=-1, keepdim=True) - BALL, deformation
 
 
-def untrained(context: Context) -> Method:
+def untrained(device: torch.device, sizes: Sizes) -> Method:
     """The same with random weights, for rows of latency and memory alone: its mesh is a ball, whatever the pictures show."""
-    sizes = PUBLISHED[VARIANT]
-    with torch.device(context.device):
+    with device:
         network = InstantMesh(sizes)
         network.synthesizer["decoder"] = BallDecoder(sizes.triplane.channels, sizes.hidden, sizes.depth)
     return method(network.eval().requires_grad_(False), UNTRAINED)
