@@ -331,7 +331,13 @@ def test_full_geometry_is_measured_at_more_points_and_where_the_test_views_look(
 def test_each_set_of_inputs_is_a_sweep_of_its_own(tmp_path, monkeypatch, capsys, small):
     monkeypatch.setattr(sweep_views, "open_dataset", lambda folder, split: (Balls(BallSample("test-0")), "d"))
     arguments = Arguments(
-        params=small, methods=("white",), views=(4, 6), output=tmp_path / "out", device="cpu", objects=1
+        params=small,
+        methods=("white",),
+        views=(4, 6),
+        output=tmp_path / "out",
+        device="cpu",
+        objects=1,
+        processes="shared",
     )
     rows = sweep(replace(arguments, inputs=("orbit", "nested", "random"), dataset=("balls",)))
     assert set(rows) == {"balls", "balls-nested", "balls-random"} == {p.name for p in (tmp_path / "out").iterdir()}
