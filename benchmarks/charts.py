@@ -124,16 +124,19 @@ def pareto(group: Record, metric: str, cost: str, colours: dict[str, str], main:
         **{"x": [x for x, _ in front], "y": [y for _, y in front]},
         "line": {"color": GREY, "width": 1.2, "dash": "dash", "shape": "hv"},
     }
-    axis = {"title": {"text": price.label}, "type": "log" if cost == "latency_s" else "linear"}
+    axis: Chart = {"title": {"text": price.label}}
+    if cost == "latency_s":
+        axis |= {"type": "log", "tickvals": [m * 10.0**e for e in range(-5, 5) for m in (1, 2, 5)], "tickformat": "~g"}
     return {"data": [dashed, *lines], "layout": {"xaxis": axis}}
 
 
 def object_scatter(rows: list[Record], metric: str, views: int, colours: dict[str, str], main: str) -> Chart | None:
-    """Each object's value by the main method against that by every other, at one number of views; equal on the dashed line."""
+    """Each object's value by the main method against that by every other of `colours`, at one number of views; equal on the
+    dashed line."""
     spec = METRICS[metric]
     values: dict[str, dict[str, float]] = {}
     for row in rows:
-        if row["views"] == views and metric in numbers(row):
+        if row["views"] == views and row["method"] in colours and metric in numbers(row):
             values.setdefault(str(row["method"]), {})[str(row["object"])] = numbers(row)[metric] * spec.scale
     ours = values.pop(main, {})
     traces: list[Chart] = []

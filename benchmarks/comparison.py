@@ -112,7 +112,7 @@ def _shown(metric: str, point: Record | None, sign: str = "") -> str:
 
 
 def comparison(name: str, group: Record, main: str, views: int, common: bool) -> Table:
-    """Every method at one number of views, our columns and then the published ones.
+    """Every method at one number of views: our columns and then, over all objects, the differences and the published ones.
 
     Args:
         name: of the group of objects.
@@ -127,7 +127,8 @@ def comparison(name: str, group: Record, main: str, views: int, common: bool) ->
         return found and found["common"] if common else found
 
     metrics = [metric for metric in COLUMNS if any(point(method, metric) for method in cells)]
-    papers = {method: paper for method in method_names() if (paper := published_at(method, BESIDE))}
+    quoted = {method: paper for method in method_names() if (paper := published_at(method, BESIDE))}
+    papers = {} if common else quoted
     lines = []
     for method in [*cells, *(method for method in papers if method not in cells)]:
         status = cells[method]["status"] if method in cells else {}
@@ -136,15 +137,16 @@ def comparison(name: str, group: Record, main: str, views: int, common: bool) ->
         if not common:
             difference = group["differences"].get(method, {}).get(str(views), {}).get(HEADLINE)
             line.append(_shown(HEADLINE, difference, "+"))
-        line += [str(papers.get(method, {}).get(field, NONE)) for field in PUBLISHED]
+            line += [str(papers.get(method, {}).get(field, NONE)) for field in PUBLISHED]
         lines.append(tuple(line))
     heads = ["method", "ok", *(METRICS[metric].label for metric in metrics)]
-    heads += [] if common else [f"{main} minus it, {METRICS[HEADLINE].label}"]
-    heads += [f"published: {head}" for head in PUBLISHED.values()]
+    if not common:
+        heads += [f"{main} minus it, {METRICS[HEADLINE].label}", *(f"published: {h}" for h in PUBLISHED.values())]
     objects = len(group["common_objects"] if common else group["objects"])
     which = f"the {objects} of {len(group['objects'])} objects that every method reconstructed" if common else ""
     caption = f"{name}, {views} views, over {which or f'all {objects} objects, failures scored by their status'}"
-    return Table(f"{caption} (published: {BESIDE}; another protocol, not to compare)", tuple(heads), tuple(lines))
+    caption += "" if common else f" (published: {BESIDE}; another protocol, not to compare)"
+    return Table(caption, tuple(heads), tuple(lines))
 
 
 def published_at(method: str, table: str) -> Record | None:

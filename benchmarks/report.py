@@ -159,10 +159,11 @@ def _comparison_parts(page: Page, title: str, group: Record, rows: list[Record],
         "other beats in both. The curves above have quality against views.</p>",
         f'<div class="charts">{"".join(cards)}</div>',
     ]
+    shown = {method: colour for method, colour in colours.items() if method not in group["empty_by_design"]}
     scatter = [
         page.chart(METRICS[metric].label, chart)
         for metric in QUALITIES
-        if (chart := object_scatter(rows, metric, views, colours, main)) is not None
+        if (chart := object_scatter(rows, metric, views, shown, main)) is not None
     ]
     if scatter:
         parts.append(f"<h3>Object by object: {escape(main)} (upright) against the others, {views} views</h3>")

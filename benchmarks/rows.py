@@ -51,6 +51,7 @@ STATUSES = {
     "failed": "the method raised an error: scored as white pictures and no surface",
     "out_of_memory": "likewise",
     "not_applicable": "the method cannot take these inputs, or the object has too few: not scored",
+    "cost_only": "random weights: latency and memory alone, not scored",
     "not_installed": "a part of the method is missing here: not scored, tried again by the next sweep",
 }
 PASSPORT = (

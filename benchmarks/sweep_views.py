@@ -33,8 +33,9 @@ from benchmarks import protocol
 from benchmarks.artefacts import artefact_folder, save_artefacts
 from benchmarks.inputs import InputSet, ViewPlan
 from benchmarks.measure import CPU_MEMORY, CUDA_MEMORY, Measured, measure
-from benchmarks.methods import Context, Method, NotApplicable, check_method, load_method, sources
+from benchmarks.methods import Context, Method, NotApplicable, check_method, load_method, load_untrained, sources
 from benchmarks.processes import Stopped, Tell, in_own_process, memory_kills
+from benchmarks.published import UNTRAINED
 from benchmarks.rows import METRICS, Key, Row, append_row, code_hash, identity, keep_rows, key_of, read_rows
 from benchmarks.scores import BACKGROUND, Scorer, Scores
 from benchmarks.splits import split_list
@@ -93,6 +94,8 @@ class Arguments:
     """Where to write, one folder per data set (results/<preset>/sweep)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
+    untrained: bool = False
+    """Measure what a method without its published weights costs, with random ones; such rows have no scores and say so."""
     processes: Literal["own", "shared"] = "own"
     """own: each method in a process of its own, so that no peak of memory leaks into the next and a crash is a row; shared:
     all in this one, for a debugger."""
@@ -150,6 +153,7 @@ class DatasetSweep:
     inputs: InputSet = "orbit"
     names: list[str] | None = None  # objects of the split where it is a list, in its order
     dropped: dict[str, str] = field(default_factory=dict)
+    untrained: bool = False  # whether random weights stand in for missing ones, for costs alone
     alone: bool = True  # whether no other sweep writes to this folder
     _warm: set[tuple[str, int]] = field(default_factory=set)
     _rendered: bool = False
@@ -204,9 +208,14 @@ class DatasetSweep:
 
     def load(self, name: str) -> Method | str:
         """A method, or in its place the reason why it cannot run here."""
+        context = Context(self.params, self.results, self.device, self.other_views)
         try:
-            return load_method(name, Context(self.params, self.results, self.device, self.other_views))
+            return load_method(name, context)
         except (BadInput, ImportError) as error:
+            random = load_untrained(name, context) if self.untrained else None
+            if random is not None:
+                print(f"!!! {name} has random weights, for costs alone: {error}", flush=True)
+                return random
             print(f"!!! {name} cannot run here: {error}", flush=True)
             return f"{type(error).__name__}: {error}"
 
@@ -237,6 +246,11 @@ class DatasetSweep:
         if row["status"] == "not_installed":
             return False
         own = {"checkpoint_hash", "code_hash", "precision"} if row["method"] != passport["method"] else set()
+        if row["status"] == "cost_only" and passport["checkpoint_hash"] is None:
+            own = own | {
+                "checkpoint_hash",
+                "precision",
+            }  # its weights are still missing: what random ones cost stays true
         today = passport | {name: row["passport"].get(name) for name in own}
         return identity(row["passport"]) == identity(today)
 
@@ -438,6 +452,8 @@ class DatasetSweep:
                 return row | {"status": "not_applicable", "reason": str(error)}
             return row | self._failure(error, f"{name} on {sample.key}, {count} views", scorer)
         self._warm.add((name, count))
+        if isinstance(method, Method) and method.checkpoint == UNTRAINED:
+            return row | self._costs(measured) | {"status": "cost_only", "reason": UNTRAINED}
         folder = artefact_folder(self.output, name, sample.key, count) if sample.key in self.named else None
         try:
             return row | self._scored(measured, inputs, scorer, folder)
@@ -472,14 +488,7 @@ class DatasetSweep:
     def _scored(self, measured: Measured, inputs: Views, scorer: Scorer, folder: Path | None) -> Row:
         """Scores, status and costs of a prediction; its files go to `folder`, if any."""
         prediction = measured.prediction
-        costs: Row = {
-            "latency_s": measured.latency_s,
-            "latency_p90_s": measured.latency_p90_s,
-            "latency_runs": measured.runs,
-            "stages": measured.stages,
-            "peak_memory_bytes": measured.peak_memory_bytes,
-            "peak_reserved_bytes": measured.peak_reserved_bytes,
-        }
+        costs = self._costs(measured)
         if isinstance(prediction, Gaussians):
             prediction = prediction.detach()
             costs["gaussians"] = len(prediction)
@@ -520,6 +529,16 @@ class DatasetSweep:
             scores |= scorer.score_mesh(mesh)
             reason = "" if len(mesh.faces) else "mesh_empty: no surface to measure"
         return scores | costs | {"status": "ok", "reason": self._reason(reason, scorer)}
+
+    def _costs(self, measured: Measured) -> Row:
+        return {
+            "latency_s": measured.latency_s,
+            "latency_p90_s": measured.latency_p90_s,
+            "latency_runs": measured.runs,
+            "stages": measured.stages,
+            "peak_memory_bytes": measured.peak_memory_bytes,
+            "peak_reserved_bytes": measured.peak_reserved_bytes,
+        }
 
     def _reason(self, own: str, scorer: Scorer) -> str:
         """A row's reason, with those of its nulls: absent weights, absent truth."""
@@ -611,7 +630,7 @@ def sweep(arguments: Arguments) -> dict[str, list[Row]]:
         for inputs in params.sweep.inputs:
             folder = name if inputs == "orbit" else f"{name}-{inputs}"
             facts = (params, results, output / folder, perceptual, device, dataset_hash, listed.sweep, inputs)
-            one = DatasetSweep(name, data, *facts, lists[name])
+            one = DatasetSweep(name, data, *facts, lists[name], untrained=arguments.untrained)
             made[folder] = one.run(apart)
             for count, picked in input_lists(made[folder]).items():
                 print(f"{folder}: {count:2d} inputs of {one.keys[0]}: {' '.join(map(str, picked))}")

@@ -156,3 +156,9 @@ def load_method(name: str, context: Context) -> Method:
     check_method(name)
     loaded: Method = import_module(f"{__name__}.{name}").load(context)
     return loaded
+
+
+def load_untrained(name: str, context: Context) -> Method | None:
+    """The method with random weights, for its costs alone; None for one that offers no such thing (`untrained`)."""
+    untrained = getattr(import_module(f"{__name__}.{name}"), "untrained", None)
+    return untrained(context) if untrained else None
