@@ -99,25 +99,25 @@ def geolrm(options: Options) -> Method:
     return Method(lambda views: model.reconstruct(views, options.anchors), UNTRAINED, precision)
 
 
-def untrained_lgm(options: Options, half: bool = False) -> Method:
-    return lgm.untrained(options.place, LGM_SMALL if options.small else BIG, half)
+def drawn_lgm(options: Options, half: bool = False) -> Method:
+    return lgm.drawn(options.place, LGM_SMALL if options.small else BIG, half)
 
 
-def untrained_crm(options: Options) -> Method:
-    return crm.untrained(options.place, *((CRM_SMALL, CRM_SMALL_CELLS) if options.small else (CRMConfig(),)))
+def drawn_crm(options: Options) -> Method:
+    return crm.drawn(options.place, *((CRM_SMALL, CRM_SMALL_CELLS) if options.small else (CRMConfig(),)))
 
 
-def untrained_instantmesh(options: Options) -> Method:
+def drawn_instantmesh(options: Options) -> Method:
     sizes = INSTANTMESH_SMALL if options.small else PUBLISHED[instantmesh.VARIANT]
-    return instantmesh.untrained(options.place, sizes)
+    return instantmesh.drawn(options.place, sizes)
 
 
 MADE: dict[str, Callable[[Options], Method]] = {
     "geolrm": geolrm,
-    "lgm": untrained_lgm,
-    "lgm-half": partial(untrained_lgm, half=True),
-    "crm": untrained_crm,
-    "instantmesh": untrained_instantmesh,
+    "lgm": drawn_lgm,
+    "lgm-half": partial(drawn_lgm, half=True),
+    "crm": drawn_crm,
+    "instantmesh": drawn_instantmesh,
 }
 
 

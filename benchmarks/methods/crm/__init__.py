@@ -128,7 +128,12 @@ def load(context: Context) -> Method:
     return method(filled(CRM, own, file).to(context.device), sha256_of(file))
 
 
-def untrained(device: torch.device, config: Config, cells: int = CELLS) -> Method:
+def drawn(device: torch.device, config: Config, cells: int = CELLS) -> Method:
     """The same with random weights, for rows of latency and memory alone: its mesh is a rough ball, whatever is shown."""
     with device:
         return method(CRM(config).eval(), UNTRAINED, cells)
+
+
+def untrained(context: Context) -> Method:
+    """`drawn` in its published size."""
+    return drawn(context.device, Config())

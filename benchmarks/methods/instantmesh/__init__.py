@@ -108,9 +108,14 @@ class BallDecoder(SurfaceDecoder):
         return points.norm(dim=-1, keepdim=True) - BALL, deformation
 
 
-def untrained(device: torch.device, sizes: Sizes) -> Method:
+def drawn(device: torch.device, sizes: Sizes) -> Method:
     """The same with random weights, for rows of latency and memory alone: its mesh is a ball, whatever the pictures show."""
     with device:
         network = InstantMesh(sizes)
         network.synthesizer["decoder"] = BallDecoder(sizes.triplane.channels, sizes.hidden, sizes.depth)
     return method(network.eval().requires_grad_(False), UNTRAINED)
+
+
+def untrained(context: Context) -> Method:
+    """`drawn` in its published size."""
+    return drawn(context.device, PUBLISHED[VARIANT])

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.methods import Context, Method, NotApplicable, Spec
 from benchmarks.methods.lgm.frame import FOV, RADIUS, Frame, network_input, with_field_of_view
-from benchmarks.methods.lgm.network import LGM, VIEWS, Config
+from benchmarks.methods.lgm.network import BIG, LGM, VIEWS, Config
 from benchmarks.published import DIFFERS, UNTRAINED, VARIABLE, filled, published_file, read_published
 from geolrm.files import sha256_of
 from geolrm.gaussians import Gaussians
@@ -93,7 +93,7 @@ def load(context: Context) -> Method:
     return method(network, sha256_of(file))
 
 
-def untrained(device: torch.device, config: Config, half: bool = False) -> Method:
+def drawn(device: torch.device, config: Config, half: bool = False) -> Method:
     """The same with random weights, for rows of latency and memory alone: its Gaussians mean nothing.
 
     Args:
@@ -102,3 +102,8 @@ def untrained(device: torch.device, config: Config, half: bool = False) -> Metho
     products = (torch.float16 if device.type == "cuda" else torch.bfloat16) if half else None
     with device:
         return method(LGM(config).eval(), UNTRAINED, products)
+
+
+def untrained(context: Context) -> Method:
+    """`drawn` in its published size."""
+    return drawn(context.device, BIG)
