@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.estimates import FORMAT, HEADLINE, METRICS, READABLE
@@ -50,12 +51,19 @@ def group_table(group: Record) -> list[str]:
     last = counts[-1]
     best = METRICS[HEADLINE]
     heads = ["method", *(f"{views} views" for views in counts), *(METRICS[name].label for name in BESIDE)]
-    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    lines = []
     for method, cells in group["methods"].items():
         values = [best.text(_mean(cells, views, HEADLINE)) for views in counts]
         values += [METRICS[name].text(_mean(cells, last, name)) for name in BESIDE]
-        lines.append("| " + " | ".join([f"`{method}`", *values]) + " |")
-    return lines
+        lines.append([f"`{method}`", *values])
+    return as_markdown(heads, lines)
+
+
+def as_markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table, first column to the left, numbers to the right; a bar in a cell stays in it."""
+    rule = "|---" + "|---:" * (len(heads) - 1) + "|"
+    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in (heads, *lines)]
+    return [rows[0], rule, *rows[1:]]
 
 
 def _mean(cells: Record, views: str, metric: str) -> float | None:

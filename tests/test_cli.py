@@ -19,6 +19,7 @@ SCRIPTS = {
     "pipelines.train_reconstruction": ["--params", "--dataset", "--workers"],
     "pipelines.report": ["--params", "--datasets", "--tracking-uri", "--stage-seconds"],
     "benchmarks.sweep_views": ["--params", "--dataset", "--views", "--methods", "--objects", "--lpips", "--weights"],
+    "benchmarks.compare_baselines": ["--params", "--results", "--sweeps", "--views", "--output"],
 }
 STAGES = [name for name in SCRIPTS if name != "pipelines.render_meshes"]
 
