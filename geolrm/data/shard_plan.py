@@ -27,7 +27,7 @@ from geolrm.config import Shard
 from geolrm.failures import BadInput
 from geolrm.files import DiskFull, sha256_of, write_whole
 
-FORMAT_VERSION = 1  # raise it whenever the bytes of a shard change for the same input: every shard becomes stale
+FORMAT_VERSION = 2  # raise it whenever the bytes of a shard change for the same input: every shard becomes stale
 TEST_SURFACE_POINTS = 131_072  # kept of an object of the split test, for geometry measured at 100,000 points
 DEFAULT_SPLIT = "train"  # of tars that name none, as GObjaverse's
 SPLIT_NAME = re.compile(r"[a-z0-9_]+")

@@ -31,7 +31,7 @@ from geolrm.data import rig
 from geolrm.data.object_tar import RenderedObject, cropped_views
 from geolrm.data.shard_plan import FORMAT_VERSION
 from geolrm.failures import BadInput
-from geolrm.occupancy import occupancy_from_depth, pack, unpack, voxel_indices
+from geolrm.occupancy import hit_counts, pack, unpack, voxel_indices
 from geolrm.views import Views
 
 WEBP = {"lossless": True, "exact": True, "method": 1, "quality": 50}
@@ -188,11 +188,20 @@ def without_stray_depth(views: Views) -> tuple[Views, int]:
     return replace(views, depth=views.depth.masked_fill(stray, 0.0)), int(stray.sum())
 
 
-def label(views: Views, resolution: int, stray: int = 0) -> tuple[Tensor, int]:
-    """Occupancy label (R, R, R) of an object's views and the count of pixels that lie in no voxel of it.
+@dataclass(frozen=True)
+class Label:
+    """Occupancy of one object: grid (R, R, R) bool; how many of its voxels fewer than two views hit; pixels in no voxel."""
+
+    grid: Tensor
+    seen_once: int
+    refused: int
+
+
+def label(views: Views, resolution: int, stray: int = 0) -> Label:
+    """Occupancy label of an object's views.
 
     Args:
-        stray: pixels that `without_stray_depth` has taken from these views already.
+        stray: pixels that `without_stray_depth` has taken from these views already; they count as refused.
 
     Raises:
         BadInput: `empty_object` (no surface in any view), `outside_cube`.
@@ -201,19 +210,18 @@ def label(views: Views, resolution: int, stray: int = 0) -> tuple[Tensor, int]:
     if views.depth is None or surface == 0:
         detail = "no view shows any surface"
         raise BadInput("empty_object", views.key, detail, "check that the object was loaded and lies inside the cube")
-    grid, refused = occupancy_from_depth(views.depth, views.cameras, resolution)
+    counts, refused = hit_counts(views.depth, views.cameras, resolution)
     share = (refused + stray) / surface
     if share > OUTSIDE_SHARE:
         detail = f"{share:.1%} of the surface pixels lie more than a voxel outside the cube [-0.5, 0.5]^3"
         raise BadInput("outside_cube", views.key, detail, "normalise the object by its box before rendering it")
-    return grid, refused + stray
+    return Label(counts > 0, int((counts == 1).sum()), refused + stray)
 
 
 def encode_object(
     obj: RenderedObject,
     kept: DistinctViews,
-    grid: Tensor,
-    refused: int,
+    occupancy: Label,
     surface: tuple[Tensor, Tensor],
 ) -> EncodedObject:
     """Members and metadata of one sample.
@@ -221,7 +229,7 @@ def encode_object(
     Args:
         obj: the object as its tar holds it; supplies test views and metadata.
         kept: its distinct views, with depth.
-        grid: occupancy label (R, R, R), which `refused` pixels were left out of.
+        occupancy: the label that its distinct views give.
         surface: points (P, 3) in the object frame and unit normals (P, 3).
     """
     views, test = kept.views, obj.test_views
@@ -232,7 +240,7 @@ def encode_object(
     members = _view_members("", views, scale, offset)
     if test is not None:
         members |= _view_members("test.", test, scale, offset)
-    members["occupancy.zlib"] = encode_occupancy(grid)
+    members["occupancy.zlib"] = encode_occupancy(occupancy.grid)
     members["surface.points.npy"] = encode_array(surface[0].float())
     members["surface.normals.npy"] = encode_array(surface[1].half())
     meta = {
@@ -248,9 +256,10 @@ def encode_object(
         "test_depth": test is not None and test.depth is not None,
         "depth_scale": scale,
         "depth_offset": offset,
-        "voxel_resolution": grid.shape[0],
-        "occupied_voxels": int(grid.sum()),
-        "refused_points": refused,
+        "voxel_resolution": occupancy.grid.shape[0],
+        "occupied_voxels": int(occupancy.grid.sum()),
+        "voxels_seen_once": occupancy.seen_once,
+        "refused_points": occupancy.refused,
         "surface_points": len(surface[0]),
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(members.items())},
     }

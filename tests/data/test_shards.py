@@ -4,6 +4,7 @@ import io
 import json
 import re
 import tarfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,6 +107,28 @@ def test_the_label_is_what_the_kept_views_hit_and_no_test_view_adds_to_it(job: S
     assert {tuple(row) for row in grid.nonzero().tolist()} == expected
 
 
+def test_stats_count_the_voxels_that_fewer_than_two_views_see_and_the_share_of_the_volume(job: ShardJob) -> None:
+    stats = json.loads(job.stats.read_bytes())["occupancy"]
+    metas = [json.loads(members_of(job.tar, f"train-0000{i}")["meta.json"]) for i in range(2)]
+    assert stats["voxels"] == sum(meta["occupied_voxels"] for meta in metas)
+    assert stats["share_of_volume"] == stats["voxels"] / (2 * 16**3)
+    expected = 0
+    for i, meta in enumerate(metas):
+        views = sphere_object(f"train-0000{i}").views
+        assert views.depth is not None
+        views_of_voxel = Counter(
+            voxel
+            for view in meta["source_views"]
+            for voxel in set(voxels_of(views.cameras[view].unproject(views.depth[view])[views.depth[view] > 0]))
+        )
+        expected += sum(count < 2 for count in views_of_voxel.values())
+    assert stats["seen_once"] == expected > 0
+
+
+def voxels_of(points: torch.Tensor) -> list[tuple[int, ...]]:
+    return [tuple(row) for row in torch.floor((points + 0.5) * 16).long().tolist()]
+
+
 def test_roles_are_24_orbit_12_ring_top_and_bottom(job: ShardJob) -> None:
     roles = json.loads(members_of(job.tar, "train-00000")["meta.json"])["roles"]
     assert {role: roles.count(role) for role in set(roles)} == {"orbit": 24, "ring": 12, "top": 1, "bottom": 1}
@@ -171,9 +194,9 @@ def test_a_stray_depth_is_taken_for_no_surface_and_counted() -> None:
     assert count == 2
     assert cleaned.depth is not None
     assert torch.equal(cleaned.depth, views.depth)
-    grid, refused = shards.label(cleaned, 16, count)
-    assert refused == 2
-    assert torch.equal(grid, shards.label(views, 16)[0])
+    found = shards.label(cleaned, 16, count)
+    assert found.refused == 2
+    assert torch.equal(found.grid, shards.label(views, 16).grid)
 
 
 def test_every_hash_in_the_metadata_is_that_of_its_member(job: ShardJob) -> None:
