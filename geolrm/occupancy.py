@@ -110,7 +110,7 @@ def unpack(data: bytes, resolution: int) -> Tensor:
     if len(data) != (resolution**3 + 7) // 8:
         raise ValueError(f"{len(data)} bytes are no occupancy grid of {resolution}^3")
     bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=resolution**3)
-    return torch.from_numpy(bits.astype(bool)).reshape(resolution, resolution, resolution)
+    return torch.from_numpy(bits.view(bool)).reshape(resolution, resolution, resolution)
 
 
 def morton_codes(indices: Tensor) -> Tensor:

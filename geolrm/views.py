@@ -108,7 +108,9 @@ class Views:
         """(V, 3, H, W) pictures over a background: a grey level or a (3,) colour."""
         if isinstance(background, Tensor):
             background = background.reshape(1, 3, 1, 1)
-        return self.colour * self.alpha + background * (1 - self.alpha)
+        return (self.colour * self.alpha).add_(
+            background * (1 - self.alpha)
+        )  # in place: fresh pages cost more than sums
 
     @property
     def foreground(self) -> Tensor:
@@ -119,28 +121,11 @@ class Views:
         """The same views at another size: colour and alpha antialiased (premultiplied), depth by nearest neighbour."""
         if self.size == (height, width):
             return self
-        inputs = (self.colour, self.alpha)
-        on_cpu = all(t.device.type == "cpu" and t.dtype == torch.float32 and not t.requires_grad for t in inputs)
-        colour, alpha = (_resized_fast if on_cpu else resized_definition)(*inputs, height, width)
+        premultiplied = torch.cat([self.colour * self.alpha, self.alpha], dim=1)
+        smooth = F.interpolate(premultiplied, (height, width), mode="bilinear", antialias=True, align_corners=False)
+        alpha = smooth[:, 3:].clamp(0, 1)
+        colour = torch.where(alpha > 1e-4, smooth[:, :3] / alpha.clamp(min=1e-4), 0.0).clamp(0, 1)
         depth = self.depth
         if depth is not None:
             depth = F.interpolate(depth[:, None], (height, width), mode="nearest-exact")[:, 0]
         return replace(self, colour=colour, alpha=alpha, depth=depth)
-
-
-def resized_definition(colour: Tensor, alpha: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Colour (V, 3, height, width) and alpha (V, 1, height, width) of pictures of another size, on any device, readable."""
-    premultiplied = torch.cat([colour * alpha, alpha], dim=1)
-    smooth = F.interpolate(premultiplied, (height, width), mode="bilinear", antialias=True, align_corners=False)
-    alpha = smooth[:, 3:].clamp(0, 1)
-    return torch.where(alpha > 1e-4, smooth[:, :3] / alpha.clamp(min=1e-4), 0.0).clamp(0, 1), alpha
-
-
-def _resized_fast(colour: Tensor, alpha: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    from geolrm.resizing import resize, triangle  # numba takes half a second to import
-
-    out_colour, out_alpha = torch.zeros(len(colour), 3, height, width), torch.zeros(len(colour), 1, height, width)
-    rows, columns = triangle(colour.shape[-2], height), triangle(colour.shape[-1], width)
-    pictures = (colour.contiguous().numpy(), alpha.contiguous().numpy())
-    resize(*pictures, *rows, *columns, out_colour.numpy(), out_alpha.numpy())
-    return out_colour, out_alpha

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def codec_versions() -> dict[str, str]:
     return {
         "pillow": __version__,
         "webp": str(features.version("webp")),
-        "png_zlib": str(features.version("zlib")),
+        "imagecodecs": version("imagecodecs"),
         "zlib": zlib.ZLIB_RUNTIME_VERSION,
         "pyarrow": pyarrow.__version__,
     }

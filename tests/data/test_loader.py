@@ -48,8 +48,8 @@ def test_a_sample_is_the_object_that_went_in(home: Path) -> None:
 
 def test_only_the_picked_views_are_decoded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
-    real = shards.decode_rgba
-    monkeypatch.setattr(shards, "decode_rgba", lambda data: decoded.append(len(data)) or real(data))
+    real = shards.decode_pixels
+    monkeypatch.setattr(shards, "decode_pixels", lambda data: decoded.append(len(data)) or real(data))
     ShardDataset(home, "train").sample(0).views([1, 7, 30])
     assert len(decoded) == 3
 
