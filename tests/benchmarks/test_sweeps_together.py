@@ -78,7 +78,8 @@ def begin(place):
     yield start
     for process in begun:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
 
 
 def rows_in(place: Path) -> list[dict]:
