@@ -132,5 +132,5 @@ def table(rows: list[Row]) -> str:
         cells += [_cell(mean["latency_s"], 7, 3), _cell(None if memory is None else memory / 2**20, 7, 0)]
         lines.append(f"{method:{width}} {views:5d} {mean['objects']:7d} {mean['ok']:5d} {' '.join(cells)}  {surface}")
         if any(half.strip() for half in halves):
-            lines.append(" " * (width + 20) + " ".join(halves).rstrip())
+            lines.append(" " * (width + 21) + " ".join(halves).rstrip())
     return "\n".join(lines)

@@ -22,6 +22,8 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
+from geolrm.files import write_whole
+
 PICTURES: dict[str, dict[str, Any]] = {
     "PNG, level 1": {"format": "PNG", "compress_level": 1},
     "PNG, level 6": {"format": "PNG", "compress_level": 6},
@@ -126,7 +128,7 @@ def run_codecs(
         "rows": rows,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1))
+    write_whole(out, json.dumps(record, indent=1) + "\n")
     print(table(record))
     return 0
 
