@@ -609,14 +609,17 @@ def input_lists(rows: list[Row]) -> dict[int, list[int]]:
     return dict(sorted(found.items()))
 
 
-def sweep(arguments: Arguments) -> dict[str, list[Row]]:
-    """Run what the arguments ask for; rows by data set and set of inputs, as their folders are named."""
+def sweep(arguments: Arguments, apart: bool = False) -> dict[str, list[Row]]:
+    """Run what the arguments ask for; rows by data set and set of inputs, as their folders are named.
+
+    Args:
+        apart: each method in a process of its own, which is safe where this one has computed nothing in parallel yet.
+    """
     listed = load_params(arguments.params)
     params = with_arguments(listed, arguments)
     # counted without initialising the device, which belongs to the processes of the methods
     chosen = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.device_count() else "cpu"
     device = torch.device(chosen)
-    apart = arguments.processes == "own"
     results = arguments.results or Path("results") / params.preset
     output = arguments.output or results / "sweep"
     protocol.check_page()
@@ -643,7 +646,8 @@ def sweep(arguments: Arguments) -> dict[str, list[Row]]:
 
 def main() -> None:
     """Command line of `sweep`."""
-    sweep(tyro.cli(Arguments))
+    arguments = tyro.cli(Arguments)
+    sweep(arguments, apart=arguments.processes == "own")
 
 
 if __name__ == "__main__":

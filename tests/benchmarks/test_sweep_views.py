@@ -709,7 +709,7 @@ def test_required_lpips_stops_the_sweep_before_anything_is_measured(tmp_path, mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("GEOLRM_LPIPS_WEIGHTS", raising=False)
     monkeypatch.setattr(sweep_views, "open_dataset", lambda folder, split: (Balls(BallSample("test-0")), "d"))
-    arguments = Arguments(params=small, methods=("white",), output=tmp_path / "out", device="cpu", processes="shared")
+    arguments = Arguments(params=small, methods=("white",), output=tmp_path / "out", device="cpu")
     with pytest.raises(BadInput, match="lpips_weights_missing"):
         sweep(replace(arguments, lpips="required"))
     assert not (tmp_path / "out").exists()
@@ -720,7 +720,7 @@ def test_auto_lpips_goes_on_with_one_loud_line_and_prints_lists_and_table(tmp_pa
     monkeypatch.delenv("GEOLRM_LPIPS_WEIGHTS", raising=False)
     monkeypatch.setattr(sweep_views, "open_dataset", lambda folder, split: (Balls(BallSample("test-0")), "d"))
     arguments = Arguments(params=small, methods=("white",), views=(6,), output=tmp_path / "out")
-    rows = sweep(replace(arguments, objects=1, device="cpu", processes="shared", dataset=("a", "b")))
+    rows = sweep(replace(arguments, objects=1, device="cpu", dataset=("a", "b")))
     shown = capsys.readouterr().out
     assert set(rows) == {"a", "b"}
     assert rows["a"][0]["lpips_alex"] is None
