@@ -94,7 +94,7 @@ def code_hash(files: list[Path]) -> str:
     library, here = Path(geolrm.__file__).parent, Path(__file__).parent
     shared = [library / f"{name}.py" for name in ("cameras", "views", "gaussians", "occupancy", "fusion", "meshing")]
     shared += [file for part in ("metrics", "model", "rendering") for file in sorted((library / part).glob("*.py"))]
-    shared += [here / f"{name}.py" for name in ("measure", "scores", "stages")]
+    shared += [here / f"{name}.py" for name in ("measure", "pictures", "scores", "stages")]
     return digest([[file.name, sha256_of(file)] for file in shared + files])
 
 

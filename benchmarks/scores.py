@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.methods import Prediction
+from benchmarks.pictures import mesh_depth
 from geolrm.cameras import Cameras
 from geolrm.config import Sweep
 from geolrm.gaussians import Gaussians
@@ -70,22 +71,6 @@ def picture_scores(rendering: Rendering, truth: Views, perceptual: PerceptualMet
 def depth_points(depth: Tensor, cameras: Cameras) -> Points:
     """(N, 3) surface points, object units, where depth maps (V, H, W) of V cameras have a surface."""
     return cameras.unproject(depth)[depth > 0].double().cpu().numpy()
-
-
-def mesh_depth(mesh: Mesh, cameras: Cameras, height: int, width: int) -> Tensor:
-    """Planar depth (V, H, W) of a mesh's first hits along the rays of pixel centres, 0 = none. Raises `Open3DMissing`."""
-    from geolrm.data.raycast import import_open3d
-
-    open3d = import_open3d()
-    scene = open3d.t.geometry.RaycastingScene()
-    vertices, faces = mesh.vertices.float().cpu().numpy(), mesh.faces.cpu().numpy().astype(np.uint32)
-    scene.add_triangles(open3d.core.Tensor(np.ascontiguousarray(vertices)), open3d.core.Tensor(faces))
-    origins, directions = cameras.to("cpu").rays(height, width)
-    rays = torch.cat([origins.expand_as(directions), directions], dim=-1).contiguous().numpy()
-    distance = torch.from_numpy(scene.cast_rays(open3d.core.Tensor(rays))["t_hit"].numpy().copy())
-    return torch.where(
-        distance.isfinite(), distance, 0.0
-    )  # a direction's length is 1 along z: distance is planar depth
 
 
 def ended(scores: dict[str, float], end: str) -> dict[str, float]:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -119,7 +120,8 @@ def check_method(name: str) -> None:
 
 
 def sources(name: str) -> list[Path]:
-    """Files of a method's own code: its module or package, those of this folder that it imports from, those that they do."""
+    """Files of a method's own code: its module or package, those of the benchmarks that it imports from, those that they do."""
+    benchmarks = __name__.removesuffix("methods")
     found: set[Path] = set()
     left, seen = {f"{__name__}.{name}"}, set()
     while left:
@@ -127,8 +129,11 @@ def sources(name: str) -> list[Path]:
         seen.add(module.__name__)
         file = Path(str(module.__file__))
         found |= set(file.parent.rglob("*.py")) if file.name == "__init__.py" else {file}
-        used = {getattr(value, "__module__", None) for value in vars(module).values()}
-        left |= {m for m in used if m and m.startswith(f"{__name__}.")} - seen
+        values = vars(module).values()
+        used = {
+            value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) for value in values
+        }
+        left |= {m for m in used if m and m.startswith(benchmarks)} - seen - {__name__}
     return sorted(found)
 
 
