@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.estimates import HEADLINE, METRICS
 from benchmarks.methods import method_names, published
-from benchmarks.protocol import HEADLINE_VIEWS
+from benchmarks.rows import HEADLINE_VIEWS
 from benchmarks.tables import as_markdown
 from geolrm.tracking import Record
 

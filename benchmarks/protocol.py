@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.inputs import ViewPlan, nested_orbit
+from benchmarks.rows import HEADLINE_VIEWS
 from benchmarks.scores import BACKGROUND, DENSE_POINTS, VISIBLE_POINTS
 from benchmarks.splits import DATASETS, PROTOCOL, SIZE
 from geolrm import meshing
@@ -28,7 +29,6 @@ from geolrm.metrics import geometry, image
 PAGE = Path(__file__).parents[1] / "docs" / "protocol.md"
 BEGIN, END = "<!-- protocol:begin -->\n```json\n", "\n```\n<!-- protocol:end -->"
 VIEW_COUNTS = (4, 6, 8, 12, 16, 20, 21)
-HEADLINE_VIEWS = 6
 EXAMPLE = "test-00000"  # the object whose random inputs are printed
 # The values of the settings of a sweep; a smaller preset departs from them.
 SETTINGS: dict[str, Any] = {

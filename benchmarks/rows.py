@@ -26,6 +26,7 @@ from geolrm.files import sha256_of, write_whole
 from geolrm.metrics.geometry import THRESHOLDS
 
 Row = dict[str, Any]
+HEADLINE_VIEWS = 6  # number of input views at which methods are compared first
 Key = tuple[str, str, int]  # method, object, number of input views
 
 PICTURE_METRICS = (

@@ -58,11 +58,12 @@ def common_objects(rows: list[Row]) -> set[str]:
 def means(rows: list[Row]) -> dict[str, Any]:
     """`objects` scored, `ok` among them; the mean of every metric over the rows that have it (None where none has), and
     under `intervals` the bounds [low, high] of those that have one."""
-    scored = [row for row in rows if row["status"] not in ("not_applicable", "not_installed", "cost_only")]
+    measured = [row for row in rows if row["status"] not in ("not_applicable", "not_installed")]
+    scored = [row for row in measured if row["status"] != "cost_only"]
     result: dict[str, Any] = {"objects": len(scored), "ok": sum(row["status"] == "ok" for row in scored)}
     intervals: dict[str, list[float]] = {}
     for name in MEANS:
-        values = [row[name] for row in rows if row[name] is not None]  # of costs, also of random weights
+        values = [row[name] for row in measured if row[name] is not None]
         result[name] = sum(values) / len(values) if values else None
         if bounds := interval(np.asarray(values)):
             intervals[name] = list(bounds)

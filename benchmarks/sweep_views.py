@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -112,18 +112,23 @@ def check_apart(inputs: Cameras, tests: Cameras, where: object) -> None:
 
 
 @contextlib.contextmanager
-def registered(output: Path) -> Iterator[bool]:
-    """A block that sweeps into a folder; says whether no other sweep is at work there. The lock is freed if we are killed."""
+def registered(output: Path, tidy: Callable[[], None]) -> Iterator[bool]:
+    """A block that sweeps into a folder, together with any number of others; the lock is freed if we are killed.
+
+    Args:
+        tidy: is called first, if no other sweep is at work there; the block is given whether it was.
+    """
     place = output / "artefacts"
     place.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            tidy()
             alone = True
         except BlockingIOError:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
             alone = False
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
         yield alone
     finally:
         os.close(descriptor)
@@ -308,9 +313,7 @@ class DatasetSweep:
             apart: each method in a process of its own.
         """
         self.check_objects()
-        with registered(self.output) as self.alone:
-            if self.alone:
-                self.drop_unasked()
+        with registered(self.output, self.drop_unasked) as self.alone:
             write_whole(self.output / "protocol.json", protocol.block() + "\n")
             for name in self.settings.methods:
                 if apart:
@@ -606,14 +609,17 @@ def input_lists(rows: list[Row]) -> dict[int, list[int]]:
     return dict(sorted(found.items()))
 
 
-def sweep(arguments: Arguments) -> dict[str, list[Row]]:
-    """Run what the arguments ask for; rows by data set and set of inputs, as their folders are named."""
+def sweep(arguments: Arguments, apart: bool = False) -> dict[str, list[Row]]:
+    """Run what the arguments ask for; rows by data set and set of inputs, as their folders are named.
+
+    Args:
+        apart: each method in a process of its own, which is safe where this one has computed nothing in parallel yet.
+    """
     listed = load_params(arguments.params)
     params = with_arguments(listed, arguments)
     # counted without initialising the device, which belongs to the processes of the methods
     chosen = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.device_count() else "cpu"
     device = torch.device(chosen)
-    apart = arguments.processes == "own"
     results = arguments.results or Path("results") / params.preset
     output = arguments.output or results / "sweep"
     protocol.check_page()
@@ -640,7 +646,8 @@ def sweep(arguments: Arguments) -> dict[str, list[Row]]:
 
 def main() -> None:
     """Command line of `sweep`."""
-    sweep(tyro.cli(Arguments))
+    arguments = tyro.cli(Arguments)
+    sweep(arguments, apart=arguments.processes == "own")
 
 
 if __name__ == "__main__":

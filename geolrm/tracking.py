@@ -431,14 +431,14 @@ def _remove(client: MlflowClient, experiment: str, run_id: str) -> None:
 
 def _write(client: MlflowClient, experiment: str, run: PlannedRun, content: str, parent: str | None = None) -> None:
     """Write a run, then its children; its content tag comes last, so that a run cut short is replaced next time."""
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import Metric, Param
 
     ended = int(run.ended * 1000)
     tags = run.tags | {TAG: ""} | ({"mlflow.parentRunId": parent} if parent else {})
     started = ended - int(max((before for *_, before in run.metrics), default=0.0) * 1000)
-    run_id = client.create_run(experiment, start_time=started, run_name=run.name).info.run_id
-    for batch in _batches([RunTag(name, value[:8000]) for name, value in tags.items()], 100):
-        client.log_batch(run_id, tags=batch)
+    # with its tags from the first moment: a run without them would be nobody's, and stay, if we are killed now
+    own = {name: value[:8000] for name, value in tags.items()}
+    run_id = client.create_run(experiment, start_time=started, tags=own, run_name=run.name).info.run_id
     for batch in _batches([Param(name, value[:6000]) for name, value in run.params.items()], 100):
         client.log_batch(run_id, params=batch)
     metrics = [Metric(name, value, ended - int(before * 1000), step) for name, value, step, before in run.metrics]

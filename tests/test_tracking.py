@@ -209,6 +209,26 @@ def test_a_run_cut_short_is_replaced(store):
     assert runs(client, "smoke/training")["smoke proposal"].info.run_id != run.info.run_id
 
 
+def test_a_run_is_known_as_ours_from_its_first_moment(store, monkeypatch):
+    """A rebuild that is killed right after it made a run leaves nothing behind that the next one does not replace."""
+    results, uri, client = store
+    run = runs(client, "smoke/training")["smoke proposal"]
+    client.delete_run(run.info.run_id)
+
+    class Killed(Exception):
+        pass
+
+    def killed(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.MlflowClient.log_batch", killed)
+        with pytest.raises(Killed):
+            rebuild(results, uri)
+    assert rebuild(results, uri).removed == 1
+    assert "smoke proposal" in runs(client, "smoke/training")  # once
+
+
 def test_runs_made_by_others_stay(store):
     results, uri, client = store
     experiment = client.get_experiment_by_name("smoke/training").experiment_id

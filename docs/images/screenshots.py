@@ -41,7 +41,7 @@ TIDY = """
     document.querySelector('[data-component-id="mlflow.assistant.chat_panel.close"]')?.click();
     document.querySelector('input[placeholder="Search metric charts"]')?.select();
 """
-CHARTS = "^psnr|ssim|cd_sum|fscore_0.1|latency"
+CHARTS = "^(psnr|ssim|cd_sum|fscore_0.1|latency)"
 
 
 @contextmanager

@@ -237,7 +237,7 @@ def test_the_table_of_objects_holds_every_row_or_says_where_the_rest_is(page, tm
     monkeypatch.setattr(report, "MOST_ROWS", 2)
     text = sections(tmp_path, sweep_rows())
     assert "Every object, 48 rows (the first 2; all of them are in rows.jsonl)" in text
-    assert len(tables(text)[2]) == 2
+    assert len(next(t for t in tables(text) if "object" in t[0])) == 2
 
 
 def test_the_best_object_is_best_on_average_over_the_view_counts(tmp_path):

@@ -438,6 +438,21 @@ def test_an_interrupted_sweep_makes_only_the_missing_rows(run, tmp_path):
     assert not calls
 
 
+def test_a_sweep_of_another_method_runs_while_one_is_at_work_in_its_folder_and_neither_loses_a_row(run, tmp_path):
+    file, others = tmp_path / "sweep" / "rows.jsonl", []
+
+    def busy(views):
+        if len(views) == 8 and not others:
+            others.extend(run({"other": nothing}))
+        return Gaussians.empty()
+
+    rows = run({"busy": busy}, views=(4, 8))
+    assert [row["method"] for row in others] == ["other"]
+    assert {key_of(row) for row in read_rows(file)} == {key_of(row) for row in rows + others}
+    run({"busy": busy}, views=(4, 8))  # alone again: what nothing asks for goes
+    assert read_rows(file) == rows
+
+
 def test_rows_and_files_that_nothing_asks_for_are_removed_and_the_rest_is_not_made_again(run, tmp_path):
     data, file = Balls(BallSample("test-0"), BallSample("test-1")), tmp_path / "sweep" / "rows.jsonl"
     run({"white": nothing, "gone": nothing}, data, views=(4, 8), objects=2, artefacts=2)
@@ -694,7 +709,7 @@ def test_required_lpips_stops_the_sweep_before_anything_is_measured(tmp_path, mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("GEOLRM_LPIPS_WEIGHTS", raising=False)
     monkeypatch.setattr(sweep_views, "open_dataset", lambda folder, split: (Balls(BallSample("test-0")), "d"))
-    arguments = Arguments(params=small, methods=("white",), output=tmp_path / "out", device="cpu", processes="shared")
+    arguments = Arguments(params=small, methods=("white",), output=tmp_path / "out", device="cpu")
     with pytest.raises(BadInput, match="lpips_weights_missing"):
         sweep(replace(arguments, lpips="required"))
     assert not (tmp_path / "out").exists()
@@ -705,7 +720,7 @@ def test_auto_lpips_goes_on_with_one_loud_line_and_prints_lists_and_table(tmp_pa
     monkeypatch.delenv("GEOLRM_LPIPS_WEIGHTS", raising=False)
     monkeypatch.setattr(sweep_views, "open_dataset", lambda folder, split: (Balls(BallSample("test-0")), "d"))
     arguments = Arguments(params=small, methods=("white",), views=(6,), output=tmp_path / "out")
-    rows = sweep(replace(arguments, objects=1, device="cpu", processes="shared", dataset=("a", "b")))
+    rows = sweep(replace(arguments, objects=1, device="cpu", dataset=("a", "b")))
     shown = capsys.readouterr().out
     assert set(rows) == {"a", "b"}
     assert rows["a"][0]["lpips_alex"] is None

@@ -78,7 +78,8 @@ def begin(place):
     yield start
     for process in begun:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
 
 
 def rows_in(place: Path) -> list[dict]:
@@ -111,7 +112,7 @@ def test_two_sweeps_at_once_one_killed_make_every_row_once_and_a_third_goes_on(p
 
 
 def test_a_method_that_takes_its_process_down_is_a_row_and_its_memory_is_not_the_next_ones(place, begin):
-    sweep = "sweep_views.sweep(sweep_views.Arguments(methods=('visual_hull', 'white'), views=(2, 4, 6)))"
+    sweep = "sweep_views.sweep(sweep_views.Arguments(methods=('visual_hull', 'white'), views=(2, 4, 6)), True)"
     process = begin("-c", PLANTED + sweep)
     output, _ = process.communicate()
     assert process.returncode == 0, output
@@ -125,7 +126,7 @@ def test_a_method_that_takes_its_process_down_is_a_row_and_its_memory_is_not_the
 
 
 def test_a_defect_in_a_methods_process_stops_the_sweep_with_its_traceback(place, begin):
-    sweep = "sweep_views.sweep(sweep_views.Arguments(methods=('white', 'mean_colour'), views=(2,)))"
+    sweep = "sweep_views.sweep(sweep_views.Arguments(methods=('white', 'mean_colour'), views=(2,)), True)"
     process = begin("-c", PLANTED + sweep)
     output, _ = process.communicate()
     assert process.returncode == 1
