@@ -55,7 +55,7 @@ def import_open3d() -> Any:
         raise Open3DMissing(line) from error
     except (ImportError, OSError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        command = "apt-get install libusb-1.0-0 libgl1 libgomp1 libx11-6"
+        command = "apt-get install libusb-1.0-0 libgl1 libgomp1 libegl1 libx11-6"
         raise Open3DMissing(f"Open3D lacks a system library ({first}): {command}") from error
     return open3d
 
