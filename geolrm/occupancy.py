@@ -70,8 +70,15 @@ def hit_counts(depth: Tensor, cameras: Cameras, resolution: int) -> tuple[Tensor
     height, width = depth.shape[-2:]
     to_world = cameras.rotations.double() @ torch.linalg.inv(cameras.intrinsics.double())
     counts = torch.zeros(resolution, resolution, resolution, dtype=torch.int16)
-    arrays = (depth.float(), _centres(width), _centres(height), to_world, cameras.positions.double(), counts - 1)
-    refused = count_hits(*(array.contiguous().numpy() for array in arrays), counts.numpy())
+    refused = count_hits(
+        depth.float().contiguous().numpy(),
+        _centres(width).numpy(),
+        _centres(height).numpy(),
+        to_world.contiguous().numpy(),
+        cameras.positions.double().contiguous().numpy(),
+        (counts - 1).numpy(),
+        counts.numpy(),
+    )
     return counts, refused
 
 

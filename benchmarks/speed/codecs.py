@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import imagecodecs
 import numpy as np
@@ -29,7 +29,8 @@ from geolrm.data.shards import DEPTH_STEP, WEBP
 from geolrm.files import write_whole
 from geolrm.passport import passport
 
-Encode, Decode = Callable[[np.ndarray], bytes], Callable[[bytes], np.ndarray]
+Encode: TypeAlias = Callable[[np.ndarray], bytes | bytearray]
+Decode: TypeAlias = Callable[[Any], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def jpegxl(effort: int) -> Encode:
 def zstd_of_steps(codes: np.ndarray) -> bytes:
     """zstd of each pixel's step from its left neighbour, behind the height and width."""
     steps = np.diff(codes, axis=1, prepend=codes.dtype.type(0))
-    return np.uint32(codes.shape).tobytes() + imagecodecs.zstd_encode(steps.tobytes(), level=9)
+    return np.array(codes.shape, np.uint32).tobytes() + imagecodecs.zstd_encode(steps.tobytes(), level=9)
 
 
 def codes_of_steps(data: bytes) -> np.ndarray:

@@ -217,7 +217,7 @@ def timed_round(home: Home, drawn: list[tuple[str, list[int]]], size: int) -> di
             whole(home, *place, size)
         seconds[f"{way}, whole"] = spent() - start
         start = spent()
-        for _ in DataLoader(_Samples(whole, home, size), batch_size=None, sampler=drawn, num_workers=1):  # type: ignore[arg-type]
+        for _ in DataLoader(_Samples(whole, home, size), batch_size=None, sampler=drawn, num_workers=1):
             pass
         seconds[f"{way}, worker"] = spent() - start
     return {name: 1e3 * value / len(drawn) for name, value in seconds.items()}

@@ -112,8 +112,7 @@ def depth_code(depth: Tensor, where: object) -> tuple[float, float]:
 def encode_depth(depth: Tensor, scale: float, offset: float) -> bytes:
     """JPEG-LS (lossless) of the 16-bit codes of one depth map (H, W)."""
     codes = torch.where(depth > 0, ((depth.double() - offset) / scale).round() + 1, 0.0)
-    data: bytes = imagecodecs.jpegls_encode(codes.numpy().astype(np.uint16))
-    return data
+    return bytes(imagecodecs.jpegls_encode(codes.numpy().astype(np.uint16)))
 
 
 def decode_depth(data: bytes, scale: float, offset: float, size: tuple[int, int] | None = None) -> Tensor:
