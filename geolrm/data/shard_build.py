@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from geolrm.data.catalog import catalog_row, rows_to_parquet
+from geolrm.data.inventory import kind_of
 from geolrm.data.object_tar import RenderedObject, read_object_tar
 from geolrm.data.shard_plan import FORMAT_VERSION, ObjectTar, ShardJob, codec_versions
 from geolrm.data.shards import (
@@ -82,7 +83,7 @@ def build_shard(job: ShardJob) -> dict[str, Any]:
             with times.step("write"):
                 rows.append(catalog_row(sample, job.tar.name, writer.add(sample)))
             for name, data in sample.members.items():
-                member_bytes[_kind(name)] += len(data)
+                member_bytes[kind_of(name)] += len(data)
         with times.step("write"):
             writer.close()
     with times.step("write"):
@@ -158,12 +159,6 @@ def _surface(obj: RenderedObject, kept: DistinctViews, wanted: int) -> tuple[tor
         points, normals = surface_from_depth(kept.views, obj.normals[kept.numbers], DEPTH_SURFACE_RESOLUTION)
     rows = even_draw(len(points), wanted, obj.key)
     return points[rows], normals[rows]
-
-
-def _kind(member: str) -> str:
-    """What a member is, without its view's number: `rgba`, `test.depth`, `surface`, ..."""
-    parts = member.split(".")
-    return ".".join(parts[:2]) if parts[0] == "test" else parts[0]
 
 
 def _file_record(path: Path) -> dict[str, Any]:
