@@ -10,6 +10,7 @@ killing it, by filling its disk, and by bad objects among good ones.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import tarfile
 import time
@@ -102,6 +103,7 @@ def build_shard(job: ShardJob) -> dict[str, Any]:
         "bytes_out": job.tar.stat().st_size,
         "member_bytes": dict(sorted(member_bytes.items())),
         "files": {name: _file_record(path) for name, path in (("tar", job.tar), ("rows", job.rows))},
+        "worker": f"{platform.node()}:{os.getpid()}",
         "seconds": {**times.seconds, "total": time.perf_counter() - start},
         "versions": {
             "format": FORMAT_VERSION,
