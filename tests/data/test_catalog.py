@@ -73,7 +73,7 @@ def test_pandas_pyarrow_and_duckdb_read_the_same_values_of_every_column(home: Pa
         frame = pd.read_parquet(path)
         relation = duckdb.connect().read_parquet(str(path))
         assert list(frame.columns) == relation.columns == SCHEMA.names
-        assert relation.fetch_arrow_table().to_pylist() == truth
+        assert relation.to_arrow_table().to_pylist() == truth
         assert [plain(row) for row in frame.to_dict("records")] == truth
 
 

@@ -57,14 +57,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         try:
             worker = [*dask, "worker", "--nthreads", "1", "--no-nanny", "--preload", "geolrm.data.shard_build", *common]
             processes += [subprocess.Popen(worker, **quiet) for _ in range(2)]
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 240
             while not file.exists():
                 assert processes[0].poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
             address = json.loads(file.read_text())["address"]
             with stage.dask_client(1, address) as client:
-                client.wait_for_workers(2, timeout=120)
+                client.wait_for_workers(2, timeout=240)
             yield Cluster(address, processes[0], processes[1:], store)
         finally:
             for process in processes:
