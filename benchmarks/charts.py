@@ -1,9 +1,10 @@
 """Plotly figures of the report, as plain dictionaries.
 
-In: summaries and training steps. Out: {"data": [...], "layout": {...}} that the page's script hands to Plotly. Convention:
-a trace's `meta` is the method it belongs to (one legend steers all the charts of a section), the horizontal axis of a sweep
-is the number of input views. Trade: no plotly Python objects, so a report needs no import of it but for its script; colours
-of axes and text are the page's (dark and light). Verified by what the report's tests read back from the page.
+In: summaries, result rows and training steps. Out: {"data": [...], "layout": {...}} that the page's script hands to Plotly.
+Convention: a trace's `meta` is the method it belongs to (one legend steers all the charts of a section); the horizontal axis
+of a sweep is the number of input views, that of a Pareto plot a cost, and its dashed line joins what nothing beats in both.
+Trade: no plotly Python objects, so a report needs no import of it but for its script; colours of axes and text are the page's
+(dark and light). Verified by what the report's tests read back from the page.
 """
 
 from __future__ import annotations
@@ -74,6 +75,91 @@ def _line(points: list[tuple[int, Record]], metric: str, method: str, colour: st
         "line": {"color": colour, "width": 3 if is_main else 1.6, "dash": "dot" if method == "white" else "solid"},
         "marker": {"size": 7 if is_main else 5, "color": colour},
     }
+
+
+def pareto_front(points: list[tuple[float, float]], higher_is_better: bool) -> list[tuple[float, float]]:
+    """Of points (cost, quality) those that no other beats or equals in both, cheapest first."""
+    sign = -1 if higher_is_better else 1
+    front: list[tuple[float, float]] = []
+    for cost, quality in sorted(points, key=lambda point: (point[0], sign * point[1])):
+        if not front or sign * quality < sign * front[-1][1]:
+            front.append((cost, quality))
+    return front
+
+
+def pareto(group: Record, metric: str, cost: str, colours: dict[str, str], main: str) -> Chart | None:
+    """A metric's means against those of a cost, a line per method through its view counts, and the front of them all."""
+    quality, price = METRICS[metric], METRICS[cost]
+    lines: list[Chart] = []
+    found: list[tuple[float, float]] = []
+    for method, cells in group["methods"].items():
+        if method in group["empty_by_design"]:
+            continue
+        points = [
+            (cell["metrics"][cost]["mean"] * price.scale, cell["metrics"][metric]["mean"] * quality.scale, views)
+            for views, cell in cells.items()
+            if metric in cell["metrics"] and cost in cell["metrics"]
+        ]
+        found += [(x, y) for x, y, _ in points]
+        if points:
+            lines.append(
+                {
+                    **{"type": "scatter", "mode": "lines+markers+text", "meta": method, "name": method},
+                    **{
+                        "x": [x for x, _, _ in points],
+                        "y": [y for _, y, _ in points],
+                        "text": [v for _, _, v in points],
+                    },
+                    **{"textposition": "top center", "textfont": {"size": 9, "color": colours[method]}},
+                    "hovertemplate": f"%{{y:.4g}} {quality.unit}<br>%{{x:.4g}} {price.unit}, %{{text}} views",
+                    "line": {"color": colours[method], "width": 3 if method == main else 1.6},
+                    "marker": {"size": 7 if method == main else 5, "color": colours[method]},
+                }
+            )
+    if not lines:
+        return None
+    front = pareto_front(found, quality.higher_is_better)
+    dashed = {
+        **{"type": "scatter", "mode": "lines", "name": "front", "hoverinfo": "skip"},
+        **{"x": [x for x, _ in front], "y": [y for _, y in front]},
+        "line": {"color": GREY, "width": 1.2, "dash": "dash", "shape": "hv"},
+    }
+    axis: Chart = {"title": {"text": price.label}}
+    if cost == "latency_s":
+        axis |= {"type": "log", "tickvals": [m * 10.0**e for e in range(-5, 5) for m in (1, 2, 5)], "tickformat": "~g"}
+    return {"data": [dashed, *lines], "layout": {"xaxis": axis}}
+
+
+def object_scatter(rows: list[Record], metric: str, views: int, colours: dict[str, str], main: str) -> Chart | None:
+    """Each object's value by the main method against that by every other of `colours`, at one number of views; equal on the
+    dashed line."""
+    spec = METRICS[metric]
+    values: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["views"] == views and row["method"] in colours and metric in numbers(row):
+            values.setdefault(str(row["method"]), {})[str(row["object"])] = numbers(row)[metric] * spec.scale
+    ours = values.pop(main, {})
+    traces: list[Chart] = []
+    for method, theirs in values.items():
+        both = [key for key in theirs if key in ours]
+        if both:
+            traces.append(
+                {
+                    **{"type": "scatter", "mode": "markers", "meta": method, "name": method, "text": both},
+                    **{"x": [theirs[key] for key in both], "y": [ours[key] for key in both]},
+                    "hovertemplate": f"%{{text}}<br>%{{x:.4g}} by {method}, %{{y:.4g}} by {main}<extra></extra>",
+                    "marker": {"size": 7, "color": colours[method]},
+                }
+            )
+    if not traces:
+        return None
+    ends = [pick(value for trace in traces for value in trace["x"] + trace["y"]) for pick in (min, max)]
+    equal = {
+        **{"type": "scatter", "mode": "lines", "x": ends, "y": ends, "hoverinfo": "skip"},
+        "line": {"color": GREY, "width": 1.2, "dash": "dash"},
+    }
+    axes = {"xaxis": {"title": {"text": "another method"}}, "yaxis": {"title": {"text": main}}}
+    return {"data": [equal, *traces], "layout": axes}
 
 
 def training_charts(steps: list[Record]) -> dict[str, Chart]:

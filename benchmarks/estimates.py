@@ -49,6 +49,7 @@ class Metric:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
 
+OPTIONAL = (*FULL_METRICS, "peak_reserved_bytes", "harness_s")  # no gap where no row has one
 SURFACES = {"": "", "_100k": ", 100k points", "_visible": ", visible surface"}
 METRICS = {
     "psnr": Metric("PSNR", 2, True, "dB"),
@@ -67,7 +68,10 @@ METRICS = {
         for t in THRESHOLDS
     },
     "latency_s": Metric("Latency", 3, False, "s"),
+    "latency_p90_s": Metric("Latency, 90th percentile", 3, False, "s"),
     "peak_memory_bytes": Metric("Peak memory", 0, False, "MiB", 2.0**-20),
+    "peak_reserved_bytes": Metric("Peak memory, reserved", 0, False, "MiB", 2.0**-20),
+    "harness_s": Metric("Scoring, not the method's", 2, False, "s"),
 }
 
 
@@ -124,7 +128,15 @@ def _summarise_cell(rows: list[Record], common: set[str]) -> Record:
             shared = [value for key, value in values.items() if key in common]
             common_mean = estimate(shared) if shared else None
             metrics[name] = estimate(list(values.values())) | {"common": common_mean}
-    return {"status": dict(Counter(str(row["status"]) for row in rows)), "metrics": metrics}
+    stages: dict[str, list[float]] = {}
+    for row in rows:
+        for name, seconds in row.get("stages", {}).items():
+            stages.setdefault(name, []).append(seconds)
+    return {
+        "status": dict(Counter(str(row["status"]) for row in rows)),
+        "metrics": metrics,
+        "stages": {name: float(np.mean(seconds)) for name, seconds in stages.items()},
+    }
 
 
 def _differences(rows: list[Record], main: str) -> Record:
@@ -162,7 +174,7 @@ def _gaps(rows: list[Record]) -> Record:
     gaps: dict[str, Counter[str]] = {}
     for row in rows:
         for name in METRICS:
-            not_asked = name in FULL_METRICS and all(other.get(name) is None for other in rows)
+            not_asked = name in OPTIONAL and all(other.get(name) is None for other in rows)
             if row.get(name) is None and row["status"] in ("ok", "empty") and not not_asked:
                 gaps.setdefault(name, Counter())[gap_reason(row, name)] += 1
     return {name: dict(reasons) for name, reasons in gaps.items()}

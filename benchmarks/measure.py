@@ -1,38 +1,72 @@
 """What one reconstruction costs: seconds and bytes, of the method alone.
 
-In: a method and its input views, already on its device. Out: what it made, median seconds, peak bytes. Convention: after a
-warm-up that is not counted, three timed runs, fewer where they would take longer than `BUDGETS` (`runs` says how many);
-CUDA events and allocated memory on a GPU, wall time and the process's peak resident memory, marked as such, on a CPU. Trade:
-resident memory holds everything else in the process too. Verified by a method of known duration and known allocation.
+In: a method and its input views, already on its device. Out: what it made, median and 90th percentile of its seconds, seconds of
+the stages that it names, peak bytes. Convention: after runs that are not counted (`EFFORTS` says how many) come timed ones, fewer
+where they would take longer than their budget (`runs` says how many); CUDA events, and memory allocated and reserved on a GPU,
+less what the harness holds there; wall time and the process's peak resident memory, marked as such, on a CPU. Trade: resident
+memory holds everything else in the process too; the first object pays for the many runs, later ones for a few. Verified by
+methods of known duration and known allocation.
 """
 
 from __future__ import annotations
 
 import resource
 import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.methods import Method, Prediction
+from benchmarks.stages import Stopwatch, recording
 from geolrm.views import Views
 
-RUNS = 3
-BUDGETS = {"cpu": 1.0, "cuda": 10.0}  # seconds of timed runs
 CPU_MEMORY = "peak resident memory of the whole process"
 CUDA_MEMORY = "peak memory allocated on the device"
 
 
 @dataclass(frozen=True)
+class Effort:
+    """Attributes: `warm_ups` not counted; timed `runs`; `budget` seconds, beyond which no further run is begun."""
+
+    warm_ups: int
+    runs: int
+    budget: float
+
+
+EFFORTS = {  # of the first object of a view count in a process, and of those after it
+    "cpu": (Effort(1, 3, 1.0), Effort(0, 3, 1.0)),
+    "cuda": (Effort(3, 10, 10.0), Effort(1, 3, 2.0)),
+}
+
+
+@dataclass(frozen=True)
 class Measured:
-    """Attributes: `prediction`; `latency_s` median seconds of `runs`; `peak_memory_bytes` of the first of them."""
+    """What was made and what it cost.
+
+    Attributes:
+        prediction: of the first timed run.
+        latency_s: median of `runs` timed runs; `latency_p90_s` their 90th percentile.
+        stages: median seconds of each stage that the method names.
+        peak_memory_bytes: of the first timed run, see `CPU_MEMORY` and `CUDA_MEMORY`.
+        peak_reserved_bytes: likewise, what the allocator held of the device; None on a CPU.
+    """
 
     prediction: Prediction
     latency_s: float
+    latency_p90_s: float
     runs: int
+    stages: dict[str, float]
     peak_memory_bytes: int
+    peak_reserved_bytes: int | None
+
+
+@dataclass(frozen=True)
+class _Run:
+    prediction: Prediction
+    seconds: float
+    stages: dict[str, float]
 
 
 def _reset_resident_peak() -> None:
@@ -52,33 +86,45 @@ def _resident_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _timed(method: Method, views: Views) -> tuple[Prediction, float]:
-    if views.colour.device.type != "cuda":
-        start = time.perf_counter()
+def _run(method: Method, views: Views, on_cuda: bool) -> _Run:
+    if on_cuda:
+        torch.cuda.synchronize()
+    with recording(on_cuda) as stages:
+        watch = Stopwatch(on_cuda)
         prediction = method.reconstruct(views)
-        return prediction, time.perf_counter() - start
-    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    first.record()
-    prediction = method.reconstruct(views)
-    last.record()
-    torch.cuda.synchronize()
-    return prediction, first.elapsed_time(last) / 1000
+        watch.stop()
+    return _Run(prediction, watch.seconds, stages)
 
 
 @torch.no_grad()
-def measure(method: Method, views: Views, warm_up: bool) -> Measured:
-    """Reconstruct and measure; raises what the method raises."""
+def measure(method: Method, views: Views, first: bool, harness_bytes: int = 0) -> Measured:
+    """Reconstruct and measure; raises what the method raises.
+
+    Args:
+        first: whether nothing of this size was run in this process before.
+        harness_bytes: allocated on the device by others than the method, not to be counted.
+    """
     on_cuda = views.colour.device.type == "cuda"
-    if warm_up:
-        method.reconstruct(views)
+    effort = EFFORTS["cuda" if on_cuda else "cpu"][0 if first else 1]
+    if on_cuda:
+        torch.cuda.empty_cache()  # what scoring left with the allocator is no part of what the method reserves
+    spent = 0.0
+    for _ in range(effort.warm_ups):
+        if spent <= effort.budget:
+            spent += _run(method, views, on_cuda).seconds
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
     else:
         _reset_resident_peak()
-    prediction, seconds = _timed(method, views)
-    peak = torch.cuda.max_memory_allocated() if on_cuda else _resident_peak()
-    times = [seconds]
-    while len(times) < RUNS and sum(times) + seconds <= BUDGETS["cuda" if on_cuda else "cpu"]:
-        times.append(_timed(method, views)[1])
-    return Measured(prediction, statistics.median(times), len(times), peak)
+    done = _run(method, views, on_cuda)
+    peak = torch.cuda.max_memory_allocated() - harness_bytes if on_cuda else _resident_peak()
+    reserved = torch.cuda.max_memory_reserved() - harness_bytes if on_cuda else None
+    times, stages = [done.seconds], {name: [seconds] for name, seconds in done.stages.items()}
+    while len(times) < effort.runs and sum(times) + done.seconds <= effort.budget:
+        again = _run(method, views, on_cuda)
+        times.append(again.seconds)
+        for name, seconds in again.stages.items():
+            stages.setdefault(name, []).append(seconds)
+    medians = {name: statistics.median(found) for name, found in stages.items()}
+    p90 = float(np.percentile(times, 90))
+    return Measured(done.prediction, statistics.median(times), p90, len(times), medians, peak, reserved)

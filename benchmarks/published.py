@@ -23,6 +23,7 @@ from geolrm.tensors import read_tensors, require_shapes, shapes_of
 
 Network = TypeVar("Network", bound=nn.Module)
 VARIABLE = "GEOLRM_BASELINE_WEIGHTS"
+DIFFERS = "other objects (lists unpublished), cameras, renders and scripts than here"  # true of every published number
 UNTRAINED = "random weights: for latency and memory alone"  # in place of a checkpoint's hash
 
 
@@ -39,15 +40,26 @@ def published_file(repository: str, name: str) -> Path:
     return file
 
 
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names start with `prefix`, which is cut off."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def read_published(file: Path) -> dict[str, Tensor]:
-    """Named tensors of a safetensors file, or of a pickled one that holds nothing else. Raises `BadInput`."""
+    """Named tensors of a safetensors file, or of a pickle of tensors and plain values, there or under its `state_dict`.
+
+    Raises `BadInput` (`checkpoint_unreadable`), for a pickle that would run code too.
+    """
     if file.suffix == ".safetensors":
         return read_tensors(file)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         detail = str(error).strip().partition("\n")[0]
-        raise BadInput("checkpoint_unreadable", file, detail, "cut short, or it holds more than tensors") from error
+        remedy = "it is cut short, or holds more than tensors and plain values"
+        raise BadInput("checkpoint_unreadable", file, detail, remedy) from error
+    if isinstance(content, Mapping):
+        content = content.get("state_dict", content)
     if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise BadInput("checkpoint_unreadable", file, "holds no plain table of named tensors")
     return dict(content)

@@ -2,9 +2,9 @@
 
 In: a summary (`benchmarks/estimates.py`), the result rows, training steps and pictures that it was made from. Out: a
 self-contained page: script, style and pictures inside, nothing fetched. Convention: a section per sweep; every mean has its
-95 % interval, every gap its reason, every failure a line; the paper's numbers stand in a box of their own, never in a column
-of ours. Trade: the page carries Plotly (5 MB) so that it opens anywhere, for ever. Verified by reading the page back: every
-method and view count, pictures, gaps, no address to fetch from.
+95 % interval, every gap its reason, every failure a line; what papers say stands in columns and a box of its own that say so.
+Trade: the page carries Plotly (5 MB) so that it opens anywhere, for ever. Verified by reading the page back: every method and
+view count, pictures, gaps, no address to fetch from.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.artefacts import artefact_folder
-from benchmarks.charts import CURVES, Chart, method_colours, training_charts, view_curves
+from benchmarks.charts import CURVES, Chart, method_colours, object_scatter, pareto, training_charts, view_curves
+from benchmarks.comparison import Table as Comparison
+from benchmarks.comparison import comparison, published_table, views_of
 from benchmarks.estimates import HEADLINE, METRICS
+from benchmarks.estimates import groups as grouped
 from geolrm.tracking import PICTURES, STAGES, Record, numbers, read_records
 
 # GeoLRM paper (arXiv:2406.15333), Table 3: 100 GSO objects at 512 px: views -> PSNR, SSIM, seconds, GB.
@@ -97,15 +100,19 @@ def _heads(*texts: str) -> list[Cell]:
 # ---------------------------------------------------------------------------------------------------------- one sweep
 
 
-def add_sweep(page: Page, results: Path, name: str, sweep: Record) -> None:
-    """The section of one sweep: curves and tables for every group of objects, then pictures."""
+def add_sweep(page: Page, results: Path, name: str, sweep: Record, views: int | None = None) -> None:
+    """The section of one sweep: curves and tables for every group of objects, methods compared at `views`, then pictures."""
     rows = read_records(results / "sweep" / name / "rows.jsonl")
     main = sweep["main_method"]
     parts: list[str] = []
+    apart = grouped(rows)
     for title, group in sweep["groups"].items():
         if len(sweep["groups"]) > 1:
             parts.append(f"<h3>{escape(title)} · {len(group['objects'])} objects</h3>")
-        parts += [*_group_parts(page, group, main), _notes(group, sweep["passport"])]
+        at = views_of(group, views)
+        parts += _group_parts(page, group, main)
+        parts += _comparison_parts(page, title, group, apart[title], main, at)
+        parts.append(_notes(group, sweep["passport"]))
     parts.append(_pictures(results / "sweep" / name, rows, main))
     empty = {method for group in sweep["groups"].values() for method in group["empty_by_design"]}
     parts.append(_objects_table(rows, empty))
@@ -129,6 +136,73 @@ def _group_parts(page: Page, group: Record, main: str) -> list[str]:
         title = f"{escape(main)} minus the others, foreground PSNR, paired by object"
         parts += [f"<h3>{title}</h3>", _differences_table(group)]
     return parts
+
+
+QUALITIES = ("psnr_foreground", "ssim", "lpips_alex", "cd_sum")
+COSTS = ("latency_s", "peak_memory_bytes")
+
+
+def _comparison_parts(page: Page, title: str, group: Record, rows: list[Record], main: str, views: int) -> list[str]:
+    """What quality costs, object by object, and the tables of methods with the published numbers beside them."""
+    colours = method_colours(list(group["methods"]), main)
+    cards = []
+    for cost in COSTS:
+        for metric in QUALITIES:
+            chart = pareto(group, metric, cost, colours, main)
+            aside = "↑" if METRICS[metric].higher_is_better else "↓"
+            if chart is not None:
+                cards.append(
+                    page.chart(f"{METRICS[metric].label} against {METRICS[cost].title.lower()}", chart, aside=aside)
+                )
+    parts = [
+        "<h3>What quality costs</h3><p class='quiet'>A line per method through its view counts (the numbers); dashed: what no "
+        "other beats in both. The curves above have quality against views.</p>",
+        f'<div class="charts">{"".join(cards)}</div>',
+    ]
+    shown = {method: colour for method, colour in colours.items() if method not in group["empty_by_design"]}
+    scatter = [
+        page.chart(METRICS[metric].label, chart)
+        for metric in QUALITIES
+        if (chart := object_scatter(rows, metric, views, shown, main)) is not None
+    ]
+    if scatter:
+        parts.append(f"<h3>Object by object: {escape(main)} (upright) against the others, {views} views</h3>")
+        parts.append(f'<div class="charts">{"".join(scatter)}</div>')
+    for common in (False, True):
+        found = comparison(title, group, main, views, common)
+        parts.append(f"<h3>{escape(found.caption)}</h3>{_as_html(found)}")
+    stages = _stages_table(group, str(views))
+    return [*parts, *([f"<h3>Seconds by stage, {views} views</h3>", stages] if stages else [])]
+
+
+def _as_html(found: Comparison) -> str:
+    """A comparison as HTML; the published columns are quiet."""
+    quiet = [head.startswith("published") for head in found.heads]
+    heads = [Cell(escape(head), style="text" if i == 0 else "") for i, head in enumerate(found.heads)]
+    lines = []
+    for cells in found.lines:
+        line = [words(cells[0])]
+        for text, is_quiet in zip(cells[1:], quiet[1:], strict=True):
+            mean, _, bounds = text.partition(" [")
+            shown = escape(mean) + (f" <small>[{escape(bounds)}</small>" if bounds else "")
+            line.append(Cell(f'<span class="quiet">{shown}</span>' if is_quiet else shown))
+        lines.append(("", line))
+    return table(heads, lines, sortable=False)
+
+
+def _stages_table(group: Record, views: str) -> str:
+    """Mean seconds of each stage, as far as methods name them; rendering is of all test views, meshing the harness's."""
+    found = {method: cells.get(views, {}).get("stages", {}) for method, cells in group["methods"].items()}
+    names = list(dict.fromkeys(name for stages in found.values() for name in stages))
+    if not names:
+        return ""
+    shown = METRICS["latency_s"]
+    lines = [
+        ("", [words(method), *(Cell(shown.text(stages.get(name)), stages.get(name)) for name in names)])
+        for method, stages in found.items()
+    ]
+    note = "<p class='quiet'>Rendering is of all test views, once; meshing of Gaussians is the harness's converter.</p>"
+    return table([*_heads("method"), *map(Cell, names)], lines) + note
 
 
 def _means_table(group: Record, main: str) -> str:
@@ -440,9 +514,12 @@ def add_paper(page: Page) -> None:
         "model trained on some 280,000 objects. Other objects, lighting, share of background, test views and SSIM windows "
         "each move these numbers; only the trend with the number of views can be set beside ours.</p>"
     )
-    page.section(
-        "paper", "The paper's view sweep, for reference", [f'<div class="note">{text}{table(heads, lines)}</div>']
+    quoted = published_table()
+    others = table(
+        [words(head) for head in quoted.heads], [("", [words(cell) for cell in line]) for line in quoted.lines]
     )
+    box = f'<div class="note">{text}{table(heads, lines)}<p><b>{escape(quoted.caption)}</b></p>{others}</div>'
+    page.section("paper", "What papers say, for reference", [box])
 
 
 def add_passport(page: Page, summary: Record) -> None:
@@ -461,12 +538,17 @@ def add_passport(page: Page, summary: Record) -> None:
     page.section("passport", "Passport", parts)
 
 
-def build(results: Path, summary: Record, datasets: Path = Path("datasets")) -> str:
-    """The whole page for `results` (`results/<preset>`) and its summary; `datasets` is where stats of shards are looked for."""
+def build(results: Path, summary: Record, datasets: Path = Path("datasets"), views: int | None = None) -> str:
+    """The whole page for `results` (`results/<preset>`) and its summary.
+
+    Args:
+        datasets: where stats of shards are looked for.
+        views: number of input views at which methods are compared; see `benchmarks.comparison.views_of`.
+    """
     page = Page()
     add_headline(page, summary)
     for name, sweep in summary["sweeps"].items():
-        add_sweep(page, results, name, sweep)
+        add_sweep(page, results, name, sweep, views)
     add_training(page, results, summary)
     add_data(page, datasets, summary)
     add_paper(page)

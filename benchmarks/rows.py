@@ -1,18 +1,22 @@
 """Result rows: one JSON line per method, object and view count, and the passport that each carries.
 
 In: what a sweep measured. Out: `rows.jsonl`, appended and synced line by line, so that an interrupted sweep loses at most the
-row in the making. Convention: every row has every field of `FIELDS`; a value that could not be measured is null, with the
-reason in `reason`; `status` decides what was scored (see `STATUSES`). A row holds as long as the fields `IDENTITY` of its
-passport are those of today's run; a stale one is dropped and made anew. Trade: the commit is in the passport but not in
-`IDENTITY`; a hash of the code that methods, renders and metrics consist of is. Verified by interrupted and repeated sweeps.
+row in the making; several processes may write to one file. Convention: every row has every field of `FIELDS`; a value that
+could not be measured is null, with the reason in `reason`; `status` decides what was scored (see `STATUSES`). A row holds as
+long as the fields `IDENTITY` of its passport are those of today's run; a stale one is dropped and made anew. Trade: the commit
+is in the passport but not in `IDENTITY`; a hash of the code that methods, renders and metrics consist of is. Verified by
+interrupted, repeated and simultaneous sweeps.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import math
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +37,13 @@ FULL_METRICS = tuple(
     f"{name}{end}" for end in ("_100k", "_visible") for name in SURFACE_METRICS
 )  # settings ask for them
 GEOMETRY_METRICS = SURFACE_METRICS + FULL_METRICS
-COST_METRICS = ("latency_s", "peak_memory_bytes")
+COST_METRICS = ("latency_s", "latency_p90_s", "peak_memory_bytes")
 METRICS = PICTURE_METRICS + GEOMETRY_METRICS + COST_METRICS
 FIELDS = (
     *("method", "dataset", "split", "object", "views", "inputs", "input_views", "rig", "test_views"),
     *METRICS,
-    *("latency_runs", "gaussians", "surface", "floor", "status", "reason", "seed", "passport"),
+    *("latency_runs", "stages", "peak_reserved_bytes", "harness_s"),  # stages: name -> seconds; reserved on a GPU alone
+    *("gaussians", "surface", "floor", "status", "reason", "seed", "passport"),
 )
 STATUSES = {
     "ok": "scored as measured",
@@ -46,6 +51,7 @@ STATUSES = {
     "failed": "the method raised an error: scored as white pictures and no surface",
     "out_of_memory": "likewise",
     "not_applicable": "the method cannot take these inputs, or the object has too few: not scored",
+    "cost_only": "random weights: latency and memory alone, not scored",
     "not_installed": "a part of the method is missing here: not scored, tried again by the next sweep",
 }
 PASSPORT = (
@@ -87,7 +93,7 @@ def code_hash(files: list[Path]) -> str:
     library, here = Path(geolrm.__file__).parent, Path(__file__).parent
     shared = [library / f"{name}.py" for name in ("cameras", "views", "gaussians", "occupancy", "fusion", "meshing")]
     shared += [file for part in ("metrics", "model", "rendering") for file in sorted((library / part).glob("*.py"))]
-    shared += [here / f"{name}.py" for name in ("measure", "scores")]
+    shared += [here / f"{name}.py" for name in ("measure", "pictures", "scores", "stages")]
     return digest([[file.name, sha256_of(file)] for file in shared + files])
 
 
@@ -133,16 +139,38 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """Replace the file, whole or not at all."""
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A block that changes a file of rows: one at a time among all processes, by a lock on its folder, freed if we are killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def keep_rows(path: Path, keep: Callable[[Row], bool]) -> tuple[list[Row], list[Row]]:
+    """Leave in the file the rows that `keep` says yes to; returns these and the others. Whole or not at all."""
+    with _writing(path):
+        rows = read_rows(path)
+        kept, others = [row for row in rows if keep(row)], [row for row in rows if not keep(row)]
+        if others:
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+    return kept, others
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Check a row and add it to the file, synced to the disk."""
+    """Check a row and add it to the file, synced to the disk; a line that a killed writer left unfinished is cut off."""
     check_row(row)
-    with path.open("a") as file:
-        file.write(json.dumps({name: row[name] for name in FIELDS}, allow_nan=False) + "\n")
+    line = json.dumps({name: row[name] for name in FIELDS}, allow_nan=False) + "\n"
+    with _writing(path), path.open("ab+") as file:
+        size = file.tell()
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                file.truncate(path.read_bytes().rfind(b"\n") + 1)
+        file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.methods import Prediction
+from benchmarks.pictures import mesh_depth
 from geolrm.cameras import Cameras
 from geolrm.config import Sweep
 from geolrm.gaussians import Gaussians
@@ -72,22 +73,6 @@ def depth_points(depth: Tensor, cameras: Cameras) -> Points:
     return cameras.unproject(depth)[depth > 0].double().cpu().numpy()
 
 
-def mesh_depth(mesh: Mesh, cameras: Cameras, height: int, width: int) -> Tensor:
-    """Planar depth (V, H, W) of a mesh's first hits along the rays of pixel centres, 0 = none. Raises `Open3DMissing`."""
-    from geolrm.data.raycast import import_open3d
-
-    open3d = import_open3d()
-    scene = open3d.t.geometry.RaycastingScene()
-    vertices, faces = mesh.vertices.float().cpu().numpy(), mesh.faces.cpu().numpy().astype(np.uint32)
-    scene.add_triangles(open3d.core.Tensor(np.ascontiguousarray(vertices)), open3d.core.Tensor(faces))
-    origins, directions = cameras.to("cpu").rays(height, width)
-    rays = torch.cat([origins.expand_as(directions), directions], dim=-1).contiguous().numpy()
-    distance = torch.from_numpy(scene.cast_rays(open3d.core.Tensor(rays))["t_hit"].numpy().copy())
-    return torch.where(
-        distance.isfinite(), distance, 0.0
-    )  # a direction's length is 1 along z: distance is planar depth
-
-
 def ended(scores: dict[str, float], end: str) -> dict[str, float]:
     """Scores under their names followed by `end`."""
     return {f"{name}{end}": value for name, value in scores.items()}
@@ -111,6 +96,12 @@ class Scorer:
     def truth(self) -> Tensor:
         """(V, 3, H, W) on white."""
         return self.test_views.composited(BACKGROUND)
+
+    @property
+    def bytes_held(self) -> int:
+        """Of the true pictures, on the device of the predictions."""
+        views = self.test_views
+        return sum(t.nbytes for t in (views.colour, views.alpha, views.depth, self.truth) if t is not None)
 
     @cached_property
     def surfaces(self) -> dict[str, TrueSurface]:

@@ -58,11 +58,11 @@ def common_objects(rows: list[Row]) -> set[str]:
 def means(rows: list[Row]) -> dict[str, Any]:
     """`objects` scored, `ok` among them; the mean of every metric over the rows that have it (None where none has), and
     under `intervals` the bounds [low, high] of those that have one."""
-    scored = [row for row in rows if row["status"] not in ("not_applicable", "not_installed")]
+    scored = [row for row in rows if row["status"] not in ("not_applicable", "not_installed", "cost_only")]
     result: dict[str, Any] = {"objects": len(scored), "ok": sum(row["status"] == "ok" for row in scored)}
     intervals: dict[str, list[float]] = {}
     for name in MEANS:
-        values = [row[name] for row in scored if row[name] is not None]
+        values = [row[name] for row in rows if row[name] is not None]  # of costs, also of random weights
         result[name] = sum(values) / len(values) if values else None
         if bounds := interval(np.asarray(values)):
             intervals[name] = list(bounds)
@@ -132,5 +132,5 @@ def table(rows: list[Row]) -> str:
         cells += [_cell(mean["latency_s"], 7, 3), _cell(None if memory is None else memory / 2**20, 7, 0)]
         lines.append(f"{method:{width}} {views:5d} {mean['objects']:7d} {mean['ok']:5d} {' '.join(cells)}  {surface}")
         if any(half.strip() for half in halves):
-            lines.append(" " * (width + 20) + " ".join(halves).rstrip())
+            lines.append(" " * (width + 21) + " ".join(halves).rstrip())
     return "\n".join(lines)

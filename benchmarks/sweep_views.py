@@ -4,17 +4,24 @@ In: shards of a data set with test views, the methods of `benchmarks/methods`, t
 `results/<preset>/sweep/<data set>/`: `rows.jsonl`, `metrics.json`, `curve.csv`, `protocol.json`, `artefacts/`. Convention: the
 protocol is docs/protocol.md; each set of inputs but the first, `orbit`, has a folder of its own, `<data set>-<inputs>`; the
 targets are the test views, or those that a source's own cameras leave, never among the inputs. A row that
-is there and holds is kept, so that an interrupted sweep goes on where it stopped. Trade: all methods share one process; on a
-CPU their memory is the process's. Verified by truth as prediction, planted errors, interruptions, and failing methods.
+is there and holds is kept, so that an interrupted sweep goes on where it stopped; sweeps may run at once, in one folder too: no
+row is made twice. Each method has a process of its own, whose crash is a row. Trade: the truth of an object is prepared once
+per method. Verified by truth as prediction, planted errors, failing methods, and sweeps killed while others run.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import shutil
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,17 +33,20 @@ from benchmarks import protocol
 from benchmarks.artefacts import artefact_folder, save_artefacts
 from benchmarks.inputs import InputSet, ViewPlan
 from benchmarks.measure import CPU_MEMORY, CUDA_MEMORY, Measured, measure
-from benchmarks.methods import Context, Method, NotApplicable, check_method, load_method, sources
-from benchmarks.rows import METRICS, Key, Row, append_row, code_hash, identity, key_of, read_rows, write_rows
+from benchmarks.methods import Context, Method, NotApplicable, check_method, load_method, load_untrained, sources
+from benchmarks.processes import Stopped, Tell, in_own_process, memory_kills
+from benchmarks.published import UNTRAINED
+from benchmarks.rows import METRICS, Key, Row, append_row, code_hash, identity, keep_rows, key_of, read_rows
 from benchmarks.scores import BACKGROUND, Scorer, Scores
 from benchmarks.splits import split_list
+from benchmarks.stages import Stopwatch
 from benchmarks.summary import common_objects, curve_csv, floor_means, metrics_json, table
 from geolrm.cameras import Cameras
 from geolrm.config import Params, Sweep, load_params
 from geolrm.data.loader import Sample, ShardDataset
 from geolrm.data.rig import ORBIT_VIEWS
 from geolrm.failures import BadInput, run_command
-from geolrm.files import sha256_of, write_whole
+from geolrm.files import alone_in, sha256_of, write_whole
 from geolrm.gaussians import Gaussians
 from geolrm.metrics.perceptual import PerceptualMetrics, load_perceptual
 from geolrm.passport import passport
@@ -84,6 +94,11 @@ class Arguments:
     """Where to write, one folder per data set (results/<preset>/sweep)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
+    untrained: bool = False
+    """Measure what a method without its published weights costs, with random ones; such rows have no scores and say so."""
+    processes: Literal["own", "shared"] = "own"
+    """own: each method in a process of its own, so that no peak of memory leaks into the next and a crash is a row; shared:
+    all in this one, for a debugger."""
 
 
 def check_apart(inputs: Cameras, tests: Cameras, where: object) -> None:
@@ -94,6 +109,32 @@ def check_apart(inputs: Cameras, tests: Cameras, where: object) -> None:
         raise BadInput(
             "test_view_among_inputs", where, f"input {view} has the pose of a test view", "render test views apart"
         )
+
+
+@contextlib.contextmanager
+def registered(output: Path) -> Iterator[bool]:
+    """A block that sweeps into a folder; says whether no other sweep is at work there. The lock is freed if we are killed."""
+    place = output / "artefacts"
+    place.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except BlockingIOError:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            alone = False
+        yield alone
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A row during which the process of its method ended."""
+
+    status: str
+    reason: str
 
 
 @dataclass
@@ -112,7 +153,12 @@ class DatasetSweep:
     inputs: InputSet = "orbit"
     names: list[str] | None = None  # objects of the split where it is a list, in its order
     dropped: dict[str, str] = field(default_factory=dict)
+    untrained: bool = False  # whether random weights stand in for missing ones, for costs alone
+    alone: bool = True  # whether no other sweep writes to this folder
     _warm: set[tuple[str, int]] = field(default_factory=set)
+    _rendered: bool = False
+    _harness_bytes: int = 0
+    _not_harness: float = 0.0
 
     @property
     def settings(self) -> Sweep:
@@ -160,17 +206,18 @@ class DatasetSweep:
             raise BadInput("no_test_views", f"{self.name}/{sample.key}", detail, remedy)
         return ViewPlan.of(sample.key, sample.cameras, sample.roles, has_tests=not native)
 
-    def load_methods(self) -> dict[str, Method | str]:
-        """Every method asked for, or in its place the reason why it cannot run here."""
+    def load(self, name: str) -> Method | str:
+        """A method, or in its place the reason why it cannot run here."""
         context = Context(self.params, self.results, self.device, self.other_views)
-        loaded: dict[str, Method | str] = {}
-        for name in self.settings.methods:
-            try:
-                loaded[name] = load_method(name, context)
-            except (BadInput, ImportError) as error:
-                loaded[name] = f"{type(error).__name__}: {error}"
-                print(f"!!! {name} cannot run here: {error}", flush=True)
-        return loaded
+        try:
+            return load_method(name, context)
+        except (BadInput, ImportError) as error:
+            random = load_untrained(name, context) if self.untrained else None
+            if random is not None:
+                print(f"!!! {name} has random weights, for costs alone: {error}", flush=True)
+                return random
+            print(f"!!! {name} cannot run here: {error}", flush=True)
+            return f"{type(error).__name__}: {error}"
 
     def passport_of(self, name: str, method: Method | str) -> dict[str, Any]:
         """The passport of a method's rows."""
@@ -185,21 +232,26 @@ class DatasetSweep:
             code_hash=code_hash(sources(name)),
             lpips=self.perceptual.sha256,
             device=torch.cuda.get_device_name() if on_cuda else "cpu",
-            precision="float32",
+            precision=method.precision if isinstance(method, Method) else None,
             seed=self.settings.seed,
             memory=CUDA_MEMORY if on_cuda else CPU_MEMORY,
         )
 
-    def holds(self, row: Row, passports: dict[str, dict[str, Any]]) -> bool:
-        """Whether a row of an earlier run is what this run would write."""
-        today = passports.get(row["method"])
+    def holds(self, row: Row, passport: dict[str, Any]) -> bool:
+        """Whether a row of an earlier run is what this run would write.
+
+        Args:
+            passport: of today's rows of the method, or of another one: then what is the method's own need not agree.
+        """
         if row["status"] == "not_installed":
             return False
-        if (
-            today is None
-        ):  # a method that is not asked for now: its checkpoint and code are not at hand, the rest must agree
-            own = {name: row["passport"].get(name) for name in ("checkpoint_hash", "code_hash")}
-            today = {**next(iter(passports.values())), **own}
+        own = {"checkpoint_hash", "code_hash", "precision"} if row["method"] != passport["method"] else set()
+        if row["status"] == "cost_only" and passport["checkpoint_hash"] is None:
+            own = own | {
+                "checkpoint_hash",
+                "precision",
+            }  # its weights are still missing: what random ones cost stays true
+        today = passport | {name: row["passport"].get(name) for name in own}
         return identity(row["passport"]) == identity(today)
 
     def asked(self, settings: Sweep) -> set[Key]:
@@ -207,23 +259,30 @@ class DatasetSweep:
         keys = self.split_keys[: settings.objects] if self.inputs in settings.inputs else []
         return {(method, key, views) for method in settings.methods for key in keys for views in settings.views}
 
-    def kept(self, passports: dict[str, dict[str, Any]]) -> set[Key]:
-        """Drop rows that nothing asks for or that are stale from the file, and say which of the rows need not be made."""
-        rows = read_rows(self.rows_file)
+    def drop_unasked(self) -> None:
+        """Remove the rows that neither this run nor the params file asks for, and their files."""
         wanted = self.asked(self.settings) | (self.asked(self.listed) if self.listed else set())
-        asked = [row for row in rows if key_of(row) in wanted]
-        held = [row for row in asked if self.holds(row, passports) and self._artefacts_there(row)]
-        self.output.mkdir(parents=True, exist_ok=True)
-        write_rows(self.rows_file, held)
-        for key in {key_of(row) for row in rows} - wanted:
-            shutil.rmtree(artefact_folder(self.output, *key), ignore_errors=True)
-        if rows:
-            print(
-                f"{self.rows_file}: {len(held)} rows hold, {len(asked) - len(held)} are stale and made anew, "
-                f"{len(rows) - len(asked)} are asked for no more and removed",
-                flush=True,
+        _, others = keep_rows(self.rows_file, lambda row: key_of(row) in wanted)
+        for row in others:
+            shutil.rmtree(artefact_folder(self.output, *key_of(row)), ignore_errors=True)
+        if others:
+            print(f"{self.rows_file}: {len(others)} rows are asked for no more and removed", flush=True)
+
+    def kept(self, name: str, passport: dict[str, Any]) -> set[Key]:
+        """Drop stale rows of this method, and of those that are not in this run at all, and say which rows need not be made."""
+        mine = {name} if not self.alone else {row["method"] for row in read_rows(self.rows_file)}
+        mine -= set(self.settings.methods) - {name}  # each of these comes to its own turn
+
+        def holds(row: Row) -> bool:
+            return row["method"] not in mine or (
+                self.holds(row, passport | {"method": name}) and self._artefacts_there(row)
             )
-        return {key_of(row) for row in held}
+
+        held, stale = keep_rows(self.rows_file, holds)
+        done = {key_of(row) for row in held if row["method"] == name}
+        if done or stale:
+            print(f"{self.rows_file}, {name}: {len(done)} rows hold, {len(stale)} are stale and made anew", flush=True)
+        return done & self.asked(self.settings)
 
     def _artefacts_there(self, row: Row) -> bool:
         if row["object"] not in self.named or row["status"] not in ("ok", "empty"):
@@ -242,21 +301,23 @@ class DatasetSweep:
             points = torch.as_tensor(sample.points).double().cpu().numpy()
         return Scorer(tests.resized(size, size).to(self.device), points, self.settings, self.perceptual)
 
-    def run(self) -> list[Row]:
-        """Make the missing rows, write the summaries, return the rows asked for."""
+    def run(self, apart: bool = False) -> list[Row]:
+        """Make the missing rows, write the summaries, return the rows asked for.
+
+        Args:
+            apart: each method in a process of its own.
+        """
         self.check_objects()
-        methods = self.load_methods()
-        passports = {name: self.passport_of(name, method) for name, method in methods.items()}
-        done = self.kept(passports)
-        write_whole(self.output / "protocol.json", protocol.block() + "\n")
+        with registered(self.output) as self.alone:
+            if self.alone:
+                self.drop_unasked()
+            write_whole(self.output / "protocol.json", protocol.block() + "\n")
+            for name in self.settings.methods:
+                if apart:
+                    self._make_apart(name)
+                else:
+                    self.make(name)
         asked = self.asked(self.settings)
-        missing = asked - done
-        with tqdm(total=len(missing), desc=f"sweep {self.name}", unit="row") as bar:
-            for key in self.keys:
-                wanted = [(v, m) for v in self.settings.views for m in methods if (m, key, v) in missing]
-                for row in self._object_rows(key, wanted, methods) if wanted else ():
-                    append_row(self.rows_file, row | {"passport": passports[row["method"]]})
-                    bar.update()
         rows = [row for row in read_rows(self.rows_file) if key_of(row) in asked]
         if len({row["rig"] for row in rows}) > 1:
             detail = "some objects have this project's cameras and some their own: no mean is over both"
@@ -265,7 +326,68 @@ class DatasetSweep:
         write_whole(self.output / "curve.csv", curve_csv(rows))
         return rows
 
-    def _object_rows(self, key: str, wanted: list[tuple[int, str]], methods: dict[str, Method | str]) -> Iterator[Row]:
+    def _make_apart(self, name: str) -> None:
+        """`make` in a process of its own; a crash becomes the row that was in the making, and the rest goes on."""
+        crashes: dict[tuple[str, int], Crash] = {}
+        while True:
+            at: list[tuple[str, int]] = []  # where it was last
+
+            def hear(message: tuple[str, Any], at: list[tuple[str, int]] = at) -> None:
+                kind, content = message
+                if kind == "dropped":
+                    self.dropped |= content
+                else:
+                    at[:] = [content]
+
+            before = memory_kills()
+            start: Literal["fork", "spawn"] = "spawn" if self.device.type == "cuda" else "fork"
+            ended = in_own_process(partial(self.make, name, crashes), hear, start)
+            if ended is None:
+                return
+            if not at:
+                detail = f"its process was ended by {ended.name} while it was loaded"
+                raise BadInput("method_crashed", name, detail, "run it with --processes shared to see where")
+            no_memory = ended == signal.SIGKILL and memory_kills() > before
+            why = f"the method's process was ended by {ended.name}" + ("; memory had run out" if no_memory else "")
+            tqdm.write(f"!!! {name} on {at[0][0]}, {at[0][1]} views: {why}")
+            crashes[at[0]] = Crash("out_of_memory" if no_memory else "failed", why)
+
+    def make(self, name: str, crashes: dict[tuple[str, int], Crash] | None = None, tell: Tell = lambda _: None) -> None:
+        """Make the missing rows of one method; another sweep that is at this method here is waited for.
+
+        Args:
+            crashes: rows, by object and view count, that have ended a process: they are written as that.
+            tell: is told of each row before it is begun, and of objects that are left out.
+        """
+        place = self.output / "artefacts" / name
+        place.mkdir(parents=True, exist_ok=True)
+        with alone_in(place):
+            for network in self.perceptual.networks.values():
+                network.to(self.device)
+            self._harness_bytes = self._allocated()
+            method = self.load(name)
+            passport = self.passport_of(name, method)
+            missing = {key for key in self.asked(self.settings) if key[0] == name} - self.kept(name, passport)
+            with tqdm(total=len(missing), desc=f"sweep {self.name} {name}", unit="row", disable=not missing) as bar:
+                for key in self.keys:
+                    wanted = [views for views in self.settings.views if (name, key, views) in missing]
+                    for row in self._object_rows(key, wanted, name, method, crashes or {}, tell) if wanted else ():
+                        append_row(self.rows_file, row | {"passport": passport})
+                        bar.update()
+
+    def _allocated(self) -> int:
+        return torch.cuda.memory_allocated() if self.device.type == "cuda" else 0
+
+    def _object_rows(
+        self,
+        key: str,
+        wanted: list[int],
+        name: str,
+        method: Method | str,
+        crashes: dict[tuple[str, int], Crash],
+        tell: Tell,
+    ) -> Iterator[Row]:
+        begun = time.perf_counter()
         try:
             sample = self.data.sample(key)
             plan = self.plan(sample)
@@ -274,11 +396,25 @@ class DatasetSweep:
             if error.reason in ("no_test_views", "truth_too_small"):
                 raise
             self.dropped[key] = str(error)  # without a truth there is nothing to score any method by
+            tell(("dropped", {key: str(error)}))
             return
-        for count, name in wanted:
-            yield self._row(sample, plan, scorer, count, name, methods[name])
+        for count in wanted:
+            tell(("at", (key, count)))
+            self._not_harness = 0.0
+            row = self._row(sample, plan, scorer, count, name, crashes.get((key, count), method))
+            now = time.perf_counter()
+            yield row | {"harness_s": now - begun - self._not_harness}
+            begun = time.perf_counter()
 
-    def _row(self, sample: Sample, plan: ViewPlan, scorer: Scorer, count: int, name: str, method: Method | str) -> Row:
+    def _row(
+        self,
+        sample: Sample,
+        plan: ViewPlan,
+        scorer: Scorer,
+        count: int,
+        name: str,
+        method: Method | Crash | str,
+    ) -> Row:
         row: Row = dict.fromkeys(METRICS) | {
             "method": name,
             "dataset": self.name,
@@ -290,6 +426,8 @@ class DatasetSweep:
             "rig": sample.meta.get("rig", "unknown"),
             "test_views": len(scorer.cameras),
             "latency_runs": 0,
+            "stages": {},
+            "peak_reserved_bytes": None,
             "gaussians": None,
             "surface": sample.meta.get("surface", "unknown") if scorer.points is not None else "none",
             "floor": scorer.floor,
@@ -297,11 +435,16 @@ class DatasetSweep:
         }
         if isinstance(method, str):
             return row | {"status": "not_installed", "reason": method}
+        if isinstance(method, Crash):
+            return row | scorer.nothing | {"status": method.status, "reason": self._reason(method.reason, scorer)}
         try:
             row["input_views"] = plan.inputs(self.inputs, count)
             inputs = sample.views(row["input_views"]).to(self.device)
             check_apart(inputs.cameras, scorer.cameras.to(self.device), f"{self.name}/{sample.key}")
-            measured = measure(method, inputs, warm_up=(name, count) not in self._warm)
+            with self._apart_from_harness():
+                measured = measure(
+                    method, inputs, (name, count) not in self._warm, self._harness_bytes + scorer.bytes_held
+                )
         except METHOD_ERRORS as error:
             if isinstance(error, BadInput) and error.reason == "test_view_among_inputs":
                 raise
@@ -309,8 +452,22 @@ class DatasetSweep:
                 return row | {"status": "not_applicable", "reason": str(error)}
             return row | self._failure(error, f"{name} on {sample.key}, {count} views", scorer)
         self._warm.add((name, count))
+        if isinstance(method, Method) and method.checkpoint == UNTRAINED:
+            return row | self._costs(measured) | {"status": "cost_only", "reason": UNTRAINED}
         folder = artefact_folder(self.output, name, sample.key, count) if sample.key in self.named else None
-        return row | self._scored(measured, inputs, scorer, folder)
+        try:
+            return row | self._scored(measured, inputs, scorer, folder)
+        except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+            return row | self._failure(error, f"scoring {name} on {sample.key}, {count} views", scorer)
+
+    @contextlib.contextmanager
+    def _apart_from_harness(self) -> Iterator[None]:
+        """A block whose time is not the harness's own."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._not_harness += time.perf_counter() - begun
 
     def _failure(self, error: Exception, where: str, scorer: Scorer) -> Row:
         """Scores and status of a method that raised."""
@@ -331,27 +488,35 @@ class DatasetSweep:
     def _scored(self, measured: Measured, inputs: Views, scorer: Scorer, folder: Path | None) -> Row:
         """Scores, status and costs of a prediction; its files go to `folder`, if any."""
         prediction = measured.prediction
-        costs: Row = {
-            "latency_s": measured.latency_s,
-            "latency_runs": measured.runs,
-            "peak_memory_bytes": measured.peak_memory_bytes,
-        }
+        costs = self._costs(measured)
         if isinstance(prediction, Gaussians):
             prediction = prediction.detach()
             costs["gaussians"] = len(prediction)
             if not all(bool(torch.isfinite(tensor).all()) for tensor in prediction.tensors):
                 reason = self._reason("not_finite: a Gaussian holds NaN or infinity", scorer)
                 return scorer.nothing | costs | {"status": "failed", "reason": reason}
+        if not self._rendered:  # kernels are compiled, and device memory is taken, before anything is timed
+            scorer.rendering(prediction)
+            self._rendered = True
+        watch = Stopwatch(self.device.type == "cuda")
         rendering = scorer.rendering(prediction)
+        watch.stop()
+        costs["stages"] = measured.stages | {"rendering": watch.seconds}
         if not all(bool(torch.isfinite(part).all()) for part in (rendering.colour, rendering.alpha, rendering.depth)):
             reason = self._reason("not_finite: a picture holds NaN or infinity", scorer)
             return scorer.nothing | costs | {"status": "failed", "reason": reason}
         empty = not len(prediction) if isinstance(prediction, Gaussians) else not bool((rendering.alpha > 0).any())
-        mesh = scorer.mesh(prediction) if not empty and (scorer.points is not None or folder) else None
+        mesh = None
+        if not empty and (scorer.points is not None or folder):
+            watch = Stopwatch(self.device.type == "cuda")
+            mesh = scorer.mesh(prediction)
+            watch.stop()
+            costs["stages"] |= {"meshing": watch.seconds} if mesh is not None else {}
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            seen = inputs.resized(*scorer.test_views.size).composited(BACKGROUND)
-            save_artefacts(folder, seen, rendering.colour, scorer.truth, prediction, mesh)
+            with self._apart_from_harness():
+                shutil.rmtree(folder, ignore_errors=True)
+                seen = inputs.resized(*scorer.test_views.size).composited(BACKGROUND)
+                save_artefacts(folder, seen, rendering.colour, scorer.truth, prediction, mesh)
         if empty:
             nothing = "no Gaussians" if isinstance(prediction, Gaussians) else "nothing in any test view"
             return scorer.nothing | costs | {"status": "empty", "reason": self._reason(nothing, scorer)}
@@ -364,6 +529,16 @@ class DatasetSweep:
             scores |= scorer.score_mesh(mesh)
             reason = "" if len(mesh.faces) else "mesh_empty: no surface to measure"
         return scores | costs | {"status": "ok", "reason": self._reason(reason, scorer)}
+
+    def _costs(self, measured: Measured) -> Row:
+        return {
+            "latency_s": measured.latency_s,
+            "latency_p90_s": measured.latency_p90_s,
+            "latency_runs": measured.runs,
+            "stages": measured.stages,
+            "peak_memory_bytes": measured.peak_memory_bytes,
+            "peak_reserved_bytes": measured.peak_reserved_bytes,
+        }
 
     def _reason(self, own: str, scorer: Scorer) -> str:
         """A row's reason, with those of its nulls: absent weights, absent truth."""
@@ -412,6 +587,17 @@ def report(sweep: DatasetSweep, rows: list[Row]) -> None:
     print(f"{len(rows)} rows in {sweep.rows_file}", flush=True)
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """A block that starts no pool of threads: a process that has one cannot be forked safely."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def input_lists(rows: list[Row]) -> dict[int, list[int]]:
     """Positions of the inputs of the first object, by view count."""
     found = {
@@ -424,8 +610,10 @@ def sweep(arguments: Arguments) -> dict[str, list[Row]]:
     """Run what the arguments ask for; rows by data set and set of inputs, as their folders are named."""
     listed = load_params(arguments.params)
     params = with_arguments(listed, arguments)
-    chosen = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    # counted without initialising the device, which belongs to the processes of the methods
+    chosen = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.device_count() else "cpu"
     device = torch.device(chosen)
+    apart = arguments.processes == "own"
     results = arguments.results or Path("results") / params.preset
     output = arguments.output or results / "sweep"
     protocol.check_page()
@@ -435,14 +623,15 @@ def sweep(arguments: Arguments) -> dict[str, list[Row]]:
         name: open_dataset(arguments.datasets / name / params.preset, LIST_SPLIT if names else split)
         for name, names in lists.items()
     }
-    perceptual = load_perceptual(params.sweep.lpips, arguments.weights, device)
+    with one_thread():
+        perceptual = load_perceptual(params.sweep.lpips, arguments.weights)
     made = {}
     for name, (data, dataset_hash) in opened.items():
         for inputs in params.sweep.inputs:
             folder = name if inputs == "orbit" else f"{name}-{inputs}"
             facts = (params, results, output / folder, perceptual, device, dataset_hash, listed.sweep, inputs)
-            one = DatasetSweep(name, data, *facts, lists[name])
-            made[folder] = one.run()
+            one = DatasetSweep(name, data, *facts, lists[name], untrained=arguments.untrained)
+            made[folder] = one.run(apart)
             for count, picked in input_lists(made[folder]).items():
                 print(f"{folder}: {count:2d} inputs of {one.keys[0]}: {' '.join(map(str, picked))}")
             report(one, made[folder])
@@ -455,4 +644,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, Stopped))

@@ -12,10 +12,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.estimates import FORMAT, HEADLINE, METRICS, READABLE
 from geolrm.failures import BadInput, run_command
+from geolrm.files import write_whole
 from geolrm.tracking import Record
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -49,12 +51,19 @@ def group_table(group: Record) -> list[str]:
     last = counts[-1]
     best = METRICS[HEADLINE]
     heads = ["method", *(f"{views} views" for views in counts), *(METRICS[name].label for name in BESIDE)]
-    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    lines = []
     for method, cells in group["methods"].items():
         values = [best.text(_mean(cells, views, HEADLINE)) for views in counts]
         values += [METRICS[name].text(_mean(cells, last, name)) for name in BESIDE]
-        lines.append("| " + " | ".join([f"`{method}`", *values]) + " |")
-    return lines
+        lines.append([f"`{method}`", *values])
+    return as_markdown(heads, lines)
+
+
+def as_markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table, first column to the left, numbers to the right; a bar in a cell stays in it."""
+    rule = "|---" + "|---:" * (len(heads) - 1) + "|"
+    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in (heads, *lines)]
+    return [rows[0], rule, *rows[1:]]
 
 
 def _mean(cells: Record, views: str, metric: str) -> float | None:
@@ -105,49 +114,28 @@ def update_readme(
     results: Path = Path("docs/results"),
     check: bool = False,
     only: list[str] | None = None,
-) -> bool:
-    """Write the results tables into the README, from every summary in `results`.
+) -> None:
+    """Generate the results tables of the README, or of another page, from committed summary files.
 
     Args:
         readme: the file with the two markers.
-        results: folder of committed summary files.
+        results: folder of committed summary files (JSON).
+        check: change nothing, and fail (`readme_stale`) if the page is not current.
         only: names of the files to show; all by default.
-        check: change nothing; the return value (and the exit status) says whether the README is current.
-
-    Returns True where the README was current already.
     """
     text = readme.read_text()
     place = Path(os.path.relpath(results, readme.parent)).as_posix()
     current = spliced(text, markdown(load_summaries(results, only), place), readme)
-    if current != text and not check:
-        readme.write_text(current)
-    return current == text
-
-
-def main() -> int:
-    """Command line of `update_readme`; with --check a README that is not current ends with status 1."""
-    import tyro
-
-    def command(
-        readme: Path = Path("README.md"),
-        results: Path = Path("docs/results"),
-        check: bool = False,
-        only: list[str] | None = None,
-    ) -> int:
-        """Generate the results tables of the README, or of another page, from committed summary files.
-
-        Args:
-            readme: the file with the two markers.
-            results: folder of committed summary files (JSON).
-            only: names of the files to show; all by default.
-            check: change nothing, and end with status 1 if the README is not current.
-        """
-        current = update_readme(readme, results, check, only)
-        print("current" if current else "not current: run python -m benchmarks.tables" if check else "written")
-        return int(check and not current)
-
-    return tyro.cli(command)
+    if current == text:
+        print("current")
+    elif check:
+        raise BadInput("readme_stale", readme, "its tables are not those of the results", "python -m benchmarks.tables")
+    else:
+        write_whole(readme, current)
+        print("written")
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    import tyro
+
+    sys.exit(run_command(lambda: tyro.cli(update_readme)))

@@ -7,7 +7,6 @@ scripts in `pipelines/`, which DVC and people run alike. Verified by running eac
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,6 +18,7 @@ import tyro
 from geolrm.config import load_params
 from geolrm.data.commands import Data
 from geolrm.failures import BadInput, run_command
+from geolrm.files import write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +30,8 @@ ROOT = Path(__file__).parent.parent
 class Preset:
     """Put presets/NAME.yaml in place as params.yaml and print what it will cost."""
 
-    name: tyro.conf.Positional[str]
-    """smoke, small, paper, or another file of presets/."""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+    """smoke, small, paper, overfit, or another file of presets/."""
     params: Path = Path("params.yaml")
     """where to put it."""
 
@@ -42,8 +42,9 @@ class Preset:
             names = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
             raise BadInput("preset_unknown", self.name, "no such preset", f"choose one of {names}")
         load_params(source)
-        shutil.copyfile(source, self.params)
-        for line in source.read_text().splitlines():
+        text = source.read_text()
+        write_whole(self.params, text)
+        for line in text.splitlines():
             if not line.startswith("#"):
                 break
             print(line.removeprefix("#").strip())
@@ -84,7 +85,7 @@ def diagnose() -> list[tuple[str, str, str]]:
     rows.append(("mesh rendering", *_open3d()))
     rows.append(("mesh extraction", "torch TSDF + scikit-image", "marching cubes"))
     rows.extend(_lpips())
-    rows.append(("DINOv2", "drawn from its config", "`dinov2: pretrained` needs facebook/dinov2-base in the cache"))
+    rows.append(("DINOv2", *_dinov2()))
     rows.append(("tracking", f"mlflow {version('mlflow')}", "sqlite:///mlflow.db"))
     rows.append(("pipeline", f"dvc {version('dvc')}", "dvc repro"))
     return rows
@@ -115,6 +116,17 @@ def _open3d() -> tuple[str, str]:
     except Open3DMissing as missing:
         return "missing", str(missing)
     return f"open3d {version('open3d')}", "ray casting on the CPU"
+
+
+def _dinov2() -> tuple[str, str]:
+    from huggingface_hub import try_to_load_from_cache
+
+    from geolrm.model.encoder import PRETRAINED
+
+    path = try_to_load_from_cache(PRETRAINED, "model.safetensors")
+    if isinstance(path, str):
+        return "transformers", f"`dinov2: pretrained` reads {path}"
+    return "drawn at random", f"that is `dinov2: scratch`; for `pretrained` (preset paper): hf download {PRETRAINED}"
 
 
 def _lpips() -> list[tuple[str, str, str]]:
@@ -151,9 +163,9 @@ class Checkpoint:
     """Rewrite the published GeoLRM checkpoint as safetensors, every tensor's name and shape checked."""
 
     verb: tyro.conf.Positional[Literal["convert"]]
-    source: tyro.conf.Positional[Path]
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Lightning checkpoint of the public code, or weights already converted."""
-    target: tyro.conf.Positional[Path]
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
     """safetensors file to write; `geolrm.model.released.load_released_checkpoint` reads it."""
 
     def run(self) -> None:
@@ -178,5 +190,8 @@ Verb = (
 def main() -> int:
     """Entry point of the `geolrm` command."""
     names = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-    description = "GeoLRM: posed pictures of an object to 3D Gaussians."
+    description = (
+        "GeoLRM: posed pictures of an object to 3D Gaussians. `dvc repro` runs the whole pipeline of params.yaml; each of its "
+        "stages is a script of its own: python -m pipelines.train_proposal --help, and so on (README.md lists them)."
+    )
     return run_command(lambda: tyro.cli(Verb, prog="geolrm", description=description, config=names).run())

@@ -105,7 +105,7 @@ class Optimisation(Section):
     """The training loop of one stage (paper, Table A)."""
 
     steps: Count
-    batch: Count  # objects a step, shared by all processes
+    batch: Count  # objects at a time, shared by all processes; a step takes `accumulate` times as many
     accumulate: Count
     image_size: Count
     views: Count  # drawn per object
@@ -145,7 +145,7 @@ class Proposal(Section):
     coarse_resolution: Count  # tokens along each axis
     voxel_resolution: Count
     grid: Literal["centres", "corners"] = "centres"  # coarse anchors: in their cells, or from face to face of the cube
-    carving: Literal["cues", "none"] = "cues"
+    carving: Literal["cues", "none"] = "cues"  # added to the logits
     losses: OccupancyLossWeights
     optimisation: Optimisation
 
@@ -178,6 +178,7 @@ class Reconstruction(Section):
     subset: Literal["even", "random"] = "even"  # of the voxels where there are more than max_anchors
     padding: Literal["none", "origin"] = "none"  # up to max_anchors
     offsets: Literal["symmetric", "one_sided"] = "symmetric"
+    carving: Literal["cues", "none"] = "cues"  # where the tokens start from, beside their place
     colours: Literal["pictures", "tokens"] = "pictures"  # start from what the pictures show, or from the token alone
     losses: RenderingLossWeights
     optimisation: Optimisation

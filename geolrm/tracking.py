@@ -1,12 +1,14 @@
 """MLflow as a view on the files that runs write.
 
 In: a results folder of one preset (`proposal/`, `reconstruction/` with `steps.jsonl`, `checkpoint.json`, `pictures/`;
-`sweep/<dataset>/` with `rows.jsonl`, `artefacts/`). Out: an MLflow store with one run per training stage, and per sweep one
-experiment with a parent run per method and a child run per view count. Convention: the step of a sweep's metric is the
-number of input views, so that the dashboard draws every metric against it. Files are the truth: a run carries the hash of
-what it shows, `rebuild` keeps the runs whose hash still holds, replaces the others and never touches runs that it did not
-make. Trade: a method whose rows changed is replaced as a whole, parent and children. Verified by rebuilding twice, by
-changing one row, and by reading metric histories and artifacts back.
+`sweep/<name>/` with `rows.jsonl`, `artefacts/`). Out: an MLflow store with one run per training stage, and one experiment per
+protocol (its smaller sizes under a preset apart) with a parent run per method and sweep and a child run per view count.
+Convention: the step of a sweep's metric is the number of input views, so that the dashboard draws every metric against it;
+under `by milliseconds/` and `by MiB/` the step is the mean latency and peak memory instead. Files are the truth: a run
+carries the hash of what it shows, `rebuild` keeps the runs whose hash still holds, replaces the others and never touches runs
+that it did not make; a server that is down loses nothing. Trade: a method whose rows changed is replaced as a whole, parent
+and children. Verified by rebuilding twice, by changing one row, by a server that goes away, and by reading metric histories
+and artifacts back.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 STAGES = ("proposal", "reconstruction")
+MADE = "geolrm.rebuilt"  # of an experiment
 TAG = "geolrm.content"  # hash of what a run shows; only runs that carry this tag are ever replaced
 GEOMETRY = ("cd_", "fscore_", "precision_", "recall_")  # metrics against the true surface
 PICTURES = ("input", "truth", "render", "error")  # of one object and view count, in reading order
@@ -44,10 +47,14 @@ _NOT_METRICS = {
     "latency_runs",
     "seed",
 }  # numbers of a row that say what was run, not how it went
+COSTS = {"by milliseconds": ("latency_s", 1e3), "by MiB": ("peak_memory_bytes", 2.0**-20)}  # also steps of all metrics
+REBUILD = "python -m pipelines.report --tracking-uri {uri}"
 NOTE = (
     "Rebuilt from result files by `python -m pipelines.report`; do not edit runs here. In a sweep there is one run per method "
-    "with a child per view count, and a metric's step is the number of input views."
+    "with a child per view count, and a metric's step is the number of input views; of a metric under 'by milliseconds' and "
+    "'by MiB' it is the mean latency and peak memory."
 )
+NO_CURVE = ("objects", "gaussians")
 _BATCH = 1000  # metrics that MLflow takes in one call; 100 for parameters and tags
 
 
@@ -76,10 +83,12 @@ def _corrupt(path: Path, number: int, detail: str) -> BadInput:
 
 
 def numbers(record: Record) -> dict[str, float]:
-    """The metrics of a result row or step: its finite and infinite numbers, without null and without identifiers."""
+    """The metrics of a result row or step: its finite and infinite numbers, without null and without identifiers; the
+    stages of a row by name (`stages/rendering`)."""
+    stages = {f"stages/{name}": seconds for name, seconds in record.get("stages", {}).items()}
     return {
         name: float(value)
-        for name, value in record.items()
+        for name, value in (record | stages).items()
         if isinstance(value, int | float) and not isinstance(value, bool) and name not in _NOT_METRICS
     }
 
@@ -132,7 +141,8 @@ def plan_training(folder: Path, preset: str) -> PlannedRun:
     facts = {
         name: value for name, value in checkpoint.items() if name not in ("config", "params", "passport", "sha256")
     }
-    tags = _tags(facts | flatten(checkpoint.get("passport", {}))) | {"preset": preset, "stage": folder.name}
+    found = _tags(facts | flatten(checkpoint.get("passport", {})))
+    tags = found | {"preset": preset, "stage": folder.name, "machine": _machine(found)}
     if "sha256" in checkpoint:
         tags["checkpoint_hash"] = checkpoint["sha256"]
     seconds_left = sum(step.get("step_s", 0.0) for step in steps)
@@ -157,13 +167,28 @@ def _tags(record: Record) -> dict[str, str]:
     return {name: str(value) for name, value in record.items() if isinstance(value, str | int | float | bool)}
 
 
-def plan_sweep(folder: Path, preset: str) -> list[PlannedRun]:
-    """One parent run per method with its children, from `folder` (`results/<preset>/sweep/<dataset>`)."""
-    rows = read_records(folder / "rows.jsonl")
-    by_method = [[row for row in rows if row["method"] == method] for method in _distinct(rows, "method")]
+def experiment_of(row: Record, preset: str) -> str:
+    """The experiment that a row belongs to: its protocol, or that protocol at the smaller sizes of a preset."""
+    passport = row.get("passport", {})
+    name = str(passport.get("protocol") or "no protocol")
+    return f"{name}/{preset}" if passport.get("deviations") else name
+
+
+def _machine(tags: dict[str, str]) -> str:
+    return ", ".join(dict.fromkeys(tags[name] for name in ("device", "processor") if name in tags))
+
+
+def plan_sweep(folder: Path, preset: str) -> dict[str, list[PlannedRun]]:
+    """One parent run per method with its children, by experiment, from `folder` (`results/<preset>/sweep/<name>`)."""
+    apart: dict[tuple[str, str], list[Record]] = {}
+    for row in read_records(folder / "rows.jsonl"):
+        apart.setdefault((experiment_of(row, preset), row["method"]), []).append(row)
     ended = (folder / "rows.jsonl").stat().st_mtime
-    # a second apart: the dashboard lists the newest run first, so methods keep the order of the sweep
-    return [_plan_method(folder, preset, found, ended - i) for i, found in enumerate(by_method)]
+    planned: dict[str, list[PlannedRun]] = {}
+    for i, ((experiment, _), rows) in enumerate(apart.items()):
+        # a second apart: the dashboard lists the newest run first, so methods keep the order of the sweep
+        planned.setdefault(experiment, []).append(_plan_method(folder, preset, rows, ended - i))
+    return planned
 
 
 def _distinct(rows: Iterable[Record], name: str) -> list[Any]:
@@ -172,14 +197,16 @@ def _distinct(rows: Iterable[Record], name: str) -> list[Any]:
 
 def _plan_method(folder: Path, preset: str, rows: list[Record], ended: float) -> PlannedRun:
     method = rows[0]["method"]
-    tags = {"preset": preset, "stage": "sweep", "dataset": folder.name, "method": method}
-    tags = _passport_tags(rows) | tags
+    found = _passport_tags(rows)
+    tags = found | {"preset": preset, "stage": "sweep", "method": method, "machine": _machine(found)}
+    tags |= {"sweep": folder.name, "dataset": " | ".join(map(str, _distinct(rows, "dataset")))}
     children, images = [], []
     metrics: list[tuple[str, float, int, float]] = []
     for views in sorted(_distinct(rows, "views")):
         of_count = [row for row in rows if row["views"] == views]
-        means = tuple((name, value, views, 0.0) for name, value in mean_metrics(of_count).items())
-        metrics += means
+        values = mean_metrics(of_count)
+        means = tuple((name, value, views, 0.0) for name, value in values.items())
+        metrics += [*means, *_by_cost(values)]
         files = []
         for row in of_count:
             name = row["object"].replace("/", "_")  # as the sweep names its folders
@@ -189,7 +216,7 @@ def _plan_method(folder: Path, preset: str, rows: list[Record], ended: float) ->
             images += [(_key(name), views, strip)] if strip else []
         children.append(
             PlannedRun(
-                name=f"{method}, {views} views",
+                name=f"{method} on {folder.name}, {views} views",
                 ended=ended,
                 tags=tags | {"views": str(views)},
                 params={"method": method, "views": str(views), "input_views": str(of_count[0].get("input_views"))},
@@ -199,7 +226,7 @@ def _plan_method(folder: Path, preset: str, rows: list[Record], ended: float) ->
             )
         )
     return PlannedRun(
-        name=method,
+        name=f"{method} on {folder.name}",
         ended=ended,
         tags=tags,
         params={"method": method, "views": ", ".join(child.params["views"] for child in children)},
@@ -208,6 +235,16 @@ def _plan_method(folder: Path, preset: str, rows: list[Record], ended: float) ->
         rows=tuple(rows),
         children=tuple(children),
     )
+
+
+def _by_cost(means: dict[str, float]) -> list[tuple[str, float, int, float]]:
+    """The means of one view count as points of curves against what they cost."""
+    points = []
+    for group, (cost, scale) in COSTS.items():
+        if cost in means:
+            step = round(means[cost] * scale)
+            points += [(f"{group}/{name}", value, step, 0.0) for name, value in means.items() if name not in NO_CURVE]
+    return points
 
 
 def _key(name: str) -> str:
@@ -249,7 +286,8 @@ def plan(results: Path) -> dict[str, list[PlannedRun]]:
     stages = [results / stage for stage in STAGES if (results / stage / "steps.jsonl").exists()]
     experiments = {f"{preset}/training": [plan_training(folder, preset) for folder in stages]} if stages else {}
     for rows in sorted(results.glob("sweep/*/rows.jsonl")):
-        experiments[f"{preset}/sweep/{rows.parent.name}"] = plan_sweep(rows.parent, preset)
+        for name, runs in plan_sweep(rows.parent, preset).items():
+            experiments.setdefault(name, []).extend(runs)
     return experiments
 
 
@@ -270,18 +308,51 @@ def rebuild(results: Path, tracking_uri: str = "sqlite:///mlflow.db") -> Rebuilt
         tracking_uri: any MLflow store. With SQLite the artifacts lie beside the database in `mlartifacts/`; a server
             decides for itself.
 
-    Raises `BadInput` for a corrupt record and for results with nothing to show.
+    Raises `BadInput` for a corrupt record, for results with nothing to show, and for a server that is down or goes down:
+    rows are in files, and the message has the command that shows them once it is back.
     """
     experiments = plan(results)
     if not experiments:
         raise BadInput("no_results", results, "no steps.jsonl and no rows.jsonl", "run `dvc repro` first")
-    client = _client(tracking_uri)
+    _be_quiet()
+    from mlflow.exceptions import MlflowException, RestException
+
+    try:
+        _require_server(tracking_uri)
+        return _rebuild(experiments, results.name, tracking_uri)
+    except RestException:  # the server answered, and refused: no failure of the way to it
+        raise
+    except (MlflowException, OSError) as error:  # what requests raises is an OSError
+        if not tracking_uri.startswith("http"):
+            raise
+        told = str(error).partition("\n")[0][:200]
+        detail = f"talking to the MLflow server failed ({told}); nothing is lost: {results} holds it all"
+        remedy = f"start the server, then: {REBUILD.format(uri=tracking_uri)}"
+        raise BadInput("tracking_server_down", tracking_uri, detail, remedy) from error
+
+
+def _require_server(tracking_uri: str) -> None:
+    """Ask a server for a sign of life, once and briefly: MLflow's own client would try for minutes."""
+    from urllib.error import HTTPError
+    from urllib.request import urlopen
+
+    if tracking_uri.startswith(("http://", "https://")):
+        try:
+            urlopen(f"{tracking_uri.rstrip('/')}/health", timeout=10).close()
+        except HTTPError:
+            return  # something answers, and MLflow will say what it thinks of us
+
+
+def _rebuild(experiments: dict[str, list[PlannedRun]], preset: str, tracking_uri: str) -> Rebuilt:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri)
     kept = written = removed = 0
-    stale: dict[str, list[PlannedRun]] = {e.name: [] for e in _experiments_of(client, results.name)}
+    stale: dict[str, list[PlannedRun]] = {e.name: [] for e in _experiments_of(client)}
     with tqdm(total=sum(map(len, experiments.values())), desc="mlflow", unit="run") as progress:
         for name, runs in (stale | experiments).items():
-            experiment = _experiment(client, name, results.name, tracking_uri)
-            present = _present(client, experiment)
+            experiment = _experiment(client, name, tracking_uri)
+            present = _present(client, experiment, preset)
             wanted = {run.content(): run for run in runs}
             for content, run_ids in present.items():
                 surplus = run_ids[1:] if content in wanted else run_ids
@@ -298,20 +369,19 @@ def rebuild(results: Path, tracking_uri: str = "sqlite:///mlflow.db") -> Rebuilt
     return Rebuilt(kept, written, removed)
 
 
-def _client(tracking_uri: str) -> MlflowClient:
-    """A client of `tracking_uri` that reports to nobody; MLflow reads these variables when it is first imported."""
+def _be_quiet() -> None:
+    """Have MLflow report to nobody; it reads these variables when it is first imported."""
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server that went away is said, not waited for
 
 
-def _experiments_of(client: MlflowClient, preset: str) -> Iterator[Any]:
-    yield from client.search_experiments(filter_string=f"tags.`geolrm.preset` = '{preset}'")
+def _experiments_of(client: MlflowClient) -> Iterator[Any]:
+    """The experiments that a rebuild made, of any preset."""
+    yield from client.search_experiments(filter_string=f"tags.`{MADE}` = 'yes'")
 
 
-def _experiment(client: MlflowClient, name: str, preset: str, tracking_uri: str) -> str:
+def _experiment(client: MlflowClient, name: str, tracking_uri: str) -> str:
     """The id of the experiment `name`, made or taken back from the trash where needed."""
     found = client.get_experiment_by_name(name)
     if found is None:
@@ -320,7 +390,7 @@ def _experiment(client: MlflowClient, name: str, preset: str, tracking_uri: str)
             database = Path(tracking_uri.removeprefix("sqlite:///"))
             location = (database.resolve().parent / "mlartifacts" / name).as_uri()
         tags = {
-            "geolrm.preset": preset,
+            MADE: "yes",
             "mlflow.note.content": NOTE,
             "mlflow.experimentKind": "custom_model_development",
         }
@@ -330,10 +400,10 @@ def _experiment(client: MlflowClient, name: str, preset: str, tracking_uri: str)
     return str(found.experiment_id)
 
 
-def _present(client: MlflowClient, experiment: str) -> dict[str, list[str]]:
-    """Ids of the parent runs that an earlier rebuild made, by content; a run that was cut short has an empty content."""
+def _present(client: MlflowClient, experiment: str, preset: str) -> dict[str, list[str]]:
+    """Ids of the parent runs of a preset that an earlier rebuild made, by content; empty for a run that was cut short."""
     present: dict[str, list[str]] = {}
-    for run in _search(client, experiment, f"tags.`{TAG}` != 'none'"):
+    for run in _search(client, experiment, f"tags.`{TAG}` != 'none' and tags.preset = '{preset}'"):
         if "mlflow.parentRunId" not in run.data.tags:
             present.setdefault(run.data.tags[TAG], []).append(run.info.run_id)
     return present

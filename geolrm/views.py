@@ -108,7 +108,9 @@ class Views:
         """(V, 3, H, W) pictures over a background: a grey level or a (3,) colour."""
         if isinstance(background, Tensor):
             background = background.reshape(1, 3, 1, 1)
-        return self.colour * self.alpha + background * (1 - self.alpha)
+        return (self.colour * self.alpha).add_(
+            background * (1 - self.alpha)
+        )  # in place: fresh pages cost more than sums
 
     @property
     def foreground(self) -> Tensor:

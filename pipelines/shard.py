@@ -79,7 +79,7 @@ def local_cluster(workers: int) -> LocalCluster:
     from distributed import LocalCluster
     from distributed.utils import get_mp_context
 
-    get_mp_context().set_forkserver_preload(["distributed", "geolrm.data.shard_build"])
+    get_mp_context().set_forkserver_preload(["distributed", "geolrm.data.shard_build", "geolrm.hits"])
     return LocalCluster(
         n_workers=workers,
         threads_per_worker=1,

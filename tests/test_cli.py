@@ -19,6 +19,7 @@ SCRIPTS = {
     "pipelines.train_reconstruction": ["--params", "--dataset", "--workers"],
     "pipelines.report": ["--params", "--datasets", "--tracking-uri", "--stage-seconds"],
     "benchmarks.sweep_views": ["--params", "--dataset", "--views", "--methods", "--objects", "--lpips", "--weights"],
+    "benchmarks.compare_baselines": ["--params", "--results", "--sweeps", "--views", "--output"],
 }
 STAGES = [name for name in SCRIPTS if name != "pipelines.render_meshes"]
 
@@ -82,6 +83,18 @@ def test_the_doctor_names_a_backend_or_a_way_out_for_every_operation(
     for line in printed:
         if " missing " in line:
             assert "pip install" in line or "geolrm weights fetch" in line or "apt" in line
+
+
+@pytest.mark.parametrize(
+    ("cached", "said"), [(None, "hf download facebook/dinov2-base"), ("/cache/x", "reads /cache/x")]
+)
+def test_the_doctor_says_whether_published_dinov2_is_here_and_else_how_to_get_it(
+    cached: str | None, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: cached)
+    assert geolrm(monkeypatch, "doctor") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("DINOv2")]
+    assert said in line
 
 
 def test_the_doctor_names_a_folder_of_weights_that_is_not_there(

@@ -1,13 +1,18 @@
 """MLflow shows what the files say: no run twice, none stale, every metric against the number of views."""
 
 import json
+import socket
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from synthetic_results import METHODS, OBJECTS, VIEWS, row, sweep_rows, write_lines, write_results
 
 from geolrm.failures import BadInput
 from geolrm.tracking import mean_metrics, plan, read_records, rebuild
+
+EXPERIMENT = "made-up/smoke"  # the protocol, at the sizes of this preset
 
 
 @pytest.fixture(scope="module")
@@ -31,50 +36,131 @@ def runs(client, experiment: str) -> dict:
 
 def test_a_second_rebuild_writes_nothing_and_keeps_every_run(store):
     results, uri, client = store
-    before = runs(client, "smoke/sweep/procedural")
+    before = runs(client, EXPERIMENT)
     done = rebuild(results, uri)
     assert (done.written, done.removed) == (0, 0)
-    after = runs(client, "smoke/sweep/procedural")
+    after = runs(client, EXPERIMENT)
     assert {name: run.info.run_id for name, run in after.items()} == {n: r.info.run_id for n, r in before.items()}
     assert len(after) == len(METHODS) * (1 + len(VIEWS))
 
 
 def test_a_sweeps_metric_has_the_view_counts_as_steps(store):
     _, _, client = store
-    parent = runs(client, "smoke/sweep/procedural")["geolrm"]
+    parent = runs(client, EXPERIMENT)["geolrm on procedural"]
     history = client.get_metric_history(parent.info.run_id, "psnr_foreground")
     expected = {v: sum(row("geolrm", key, v)["psnr_foreground"] for key in OBJECTS) / len(OBJECTS) for v in VIEWS}
     assert {point.step: point.value for point in history} == pytest.approx(expected)
 
 
+def test_a_sweeps_metric_is_drawn_against_time_and_memory_too(store):
+    _, _, client = store
+    parent = runs(client, EXPERIMENT)["geolrm on procedural"]
+    for name in ("psnr_foreground", "cd_sum", "stages/reconstruction"):
+        by_views = [p.value for p in sorted(client.get_metric_history(parent.info.run_id, name), key=lambda p: p.step)]
+        for group, steps in (("by milliseconds", [180, 260, 420, 520]), ("by MiB", [340, 380, 460, 510])):
+            history = client.get_metric_history(parent.info.run_id, f"{group}/{name}")
+            assert {p.step: p.value for p in history} == dict(zip(steps, by_views, strict=True))
+
+
+def test_a_run_is_found_by_commit_machine_data_set_and_checkpoint(store):
+    _, _, client = store
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+
+    def found(query: str) -> set[str]:
+        return {run.info.run_name for run in client.search_runs([experiment], query)}
+
+    every = set(runs(client, EXPERIMENT))
+    assert found(f"tags.commit = '{'c' * 40}'") == found("tags.machine LIKE '%made-up processor'") == every
+    assert found("tags.dataset = 'procedural' and tags.method = 'white' and tags.views = '4'") == {
+        "white on procedural, 4 views"
+    }
+    training = client.get_experiment_by_name("smoke/training").experiment_id
+    (run, _) = client.search_runs([training], f"tags.checkpoint_hash = '{'a' * 64}'")
+    assert run.data.tags["machine"] == "cpu, made-up processor"
+
+
+def test_the_same_protocol_at_its_own_sizes_is_one_experiment_for_all_presets_and_each_keeps_its_runs(store, tmp_path):
+    _, uri, client = store
+    for preset in ("one", "two"):
+        made = row("white", OBJECTS[0], 4)
+        made["passport"] = made["passport"] | {"deviations": []}
+        write_lines(tmp_path / preset / "sweep" / "procedural" / "rows.jsonl", [made])
+        rebuild(tmp_path / preset, uri)
+    found = client.search_runs([client.get_experiment_by_name("made-up").experiment_id])
+    assert sorted(run.data.tags["preset"] for run in found) == ["one", "one", "two", "two"]
+
+
+def test_a_server_that_is_down_is_said_with_the_command_that_makes_up_for_it(tmp_path):
+    results = write_results(tmp_path / "smoke")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(BadInput, match=f"pipelines.report --tracking-uri {uri}") as caught:
+        rebuild(results, uri)
+    assert caught.value.reason == "tracking_server_down"
+    assert "nothing is lost" in str(caught.value)
+
+
+def test_a_server_that_goes_down_in_the_middle_is_said_likewise(tmp_path, monkeypatch):
+    """It answers once, that it is well, and never again."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    class Once(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Once) as server:
+        answering = Thread(target=server.handle_request)
+        answering.start()
+        uri = f"http://127.0.0.1:{server.server_port}"
+        server.timeout = 30
+        monkeypatch.setattr(
+            "geolrm.tracking._experiments_of", lambda client: (answering.join(), server.server_close(), _ask(client))
+        )
+        with pytest.raises(BadInput, match="tracking_server_down"):
+            rebuild(write_results(tmp_path / "smoke"), uri)
+
+
+def _ask(client):
+    return client.search_experiments()
+
+
 def test_children_hang_under_their_method(store):
     _, _, client = store
-    found = runs(client, "smoke/sweep/procedural")
-    child = found["white, 21 views"]
-    assert child.data.tags["mlflow.parentRunId"] == found["white"].info.run_id
+    found = runs(client, EXPERIMENT)
+    child = found["white on procedural, 21 views"]
+    assert child.data.tags["mlflow.parentRunId"] == found["white on procedural"].info.run_id
     assert child.data.params["input_views"].startswith("[0, 1, 2")
 
 
 def test_a_null_metric_is_absent_rather_than_zero(store):
     _, _, client = store
-    assert "lpips_alex" not in runs(client, "smoke/sweep/procedural")["geolrm"].data.metrics
+    assert "lpips_alex" not in runs(client, EXPERIMENT)["geolrm on procedural"].data.metrics
 
 
 def test_splats_meshes_pictures_and_tables_are_artifacts(store):
     _, _, client = store
-    found = runs(client, "smoke/sweep/procedural")
-    child = found["geolrm, 8 views"].info.run_id
+    found = runs(client, EXPERIMENT)
+    child = found["geolrm on procedural, 8 views"].info.run_id
     assert {a.path for a in client.list_artifacts(child)} >= {"objects.json", OBJECTS[0]}
     files = {a.path.removeprefix(OBJECTS[0] + "/") for a in client.list_artifacts(child, OBJECTS[0])}
     assert files == {"input.png", "truth.png", "render.png", "error.png", "gaussians.ply", "mesh.glb"}
-    strips = [a.path for a in client.list_artifacts(found["geolrm"].info.run_id, "images") if a.path.endswith(".png")]
+    strips = [
+        a.path
+        for a in client.list_artifacts(found["geolrm on procedural"].info.run_id, "images")
+        if a.path.endswith(".png")
+    ]
     assert len(strips) == 2 * len(VIEWS)  # two objects with pictures
 
 
 def test_the_table_of_objects_opens_as_mlflows_own(store, monkeypatch):
     _, uri, client = store
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # load_table asks the global store
-    parent = runs(client, "smoke/sweep/procedural")["geolrm"]
+    parent = runs(client, EXPERIMENT)["geolrm on procedural"]
     frame = client.load_table(parent.info.experiment_id, "objects.json", [parent.info.run_id])
     assert len(frame) == len(OBJECTS) * len(VIEWS)
     assert {"object", "views", "psnr_foreground", "lpips_alex", "status"} <= set(frame.columns)
@@ -98,7 +184,7 @@ def test_training_has_losses_validation_parameters_and_pictures(store):
 
 def test_a_changed_row_replaces_its_method_and_no_other_run(store):
     results, uri, client = store
-    before = runs(client, "smoke/sweep/procedural")
+    before = runs(client, EXPERIMENT)
     file = results / "sweep" / "procedural" / "rows.jsonl"
     original = file.read_text()
     rows = sweep_rows()
@@ -106,10 +192,10 @@ def test_a_changed_row_replaces_its_method_and_no_other_run(store):
     write_lines(file, rows)
     done = rebuild(results, uri)
     assert (done.written, done.removed) == (1, 1)
-    after = runs(client, "smoke/sweep/procedural")
+    after = runs(client, EXPERIMENT)
     changed = {name for name in after if after[name].info.run_id != before[name].info.run_id}
-    assert changed == {"geolrm", *(f"geolrm, {views} views" for views in VIEWS)}
-    assert not Path(before["geolrm"].info.artifact_uri.removeprefix("file://")).exists()
+    assert changed == {"geolrm on procedural", *(f"geolrm on procedural, {views} views" for views in VIEWS)}
+    assert not Path(before["geolrm on procedural"].info.artifact_uri.removeprefix("file://")).exists()
     file.write_text(original)
     rebuild(results, uri)
 
@@ -137,10 +223,10 @@ def test_a_removed_sweep_leaves_the_dashboard(store, tmp_path):
     extra = results / "sweep" / "extra" / "rows.jsonl"
     write_lines(extra, [row("white", OBJECTS[0], 4, "extra")])
     rebuild(results, uri)
-    assert len(runs(client, "smoke/sweep/extra")) == 2
+    assert {"white on extra", "white on extra, 4 views"} <= set(runs(client, EXPERIMENT))
     extra.unlink()
     rebuild(results, uri)
-    assert not runs(client, "smoke/sweep/extra")
+    assert not [name for name in runs(client, EXPERIMENT) if "extra" in name]
 
 
 def test_a_corrupt_line_is_named_with_file_and_number(tmp_path):

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -93,12 +94,15 @@ class Method:
     """A loaded method.
 
     Attributes:
-        reconstruct: input views -> Gaussians on the same device, possibly none, or a `Reconstruction`. A pure function.
+        reconstruct: input views -> Gaussians on the same device, possibly none, or a `Reconstruction`. A pure function. Parts of
+            it may be named by `benchmarks.stages`; rows then have the seconds of each.
         checkpoint: hash of the weights, None for a method without.
+        precision: of its matrix products, for the passport.
     """
 
     reconstruct: Callable[[Views], Prediction]
     checkpoint: str | None = None
+    precision: str = "float32"
 
 
 def method_names() -> list[str]:
@@ -116,7 +120,8 @@ def check_method(name: str) -> None:
 
 
 def sources(name: str) -> list[Path]:
-    """Files of a method's own code: its module or package, those of this folder that it imports from, those that they do."""
+    """Files of a method's own code: its module or package, those of the benchmarks that it imports from, those that they do."""
+    benchmarks = __name__.removesuffix("methods")
     found: set[Path] = set()
     left, seen = {f"{__name__}.{name}"}, set()
     while left:
@@ -124,8 +129,11 @@ def sources(name: str) -> list[Path]:
         seen.add(module.__name__)
         file = Path(str(module.__file__))
         found |= set(file.parent.rglob("*.py")) if file.name == "__init__.py" else {file}
-        used = {getattr(value, "__module__", None) for value in vars(module).values()}
-        left |= {m for m in used if m and m.startswith(f"{__name__}.")} - seen
+        values = vars(module).values()
+        used = {
+            value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) for value in values
+        }
+        left |= {m for m in used if m and m.startswith(benchmarks)} - seen - {__name__}
     return sorted(found)
 
 
@@ -136,8 +144,21 @@ def spec(name: str) -> Spec:
     return found
 
 
+def published(name: str) -> tuple[dict[str, Any], ...]:
+    """What papers say of this method, from its module's `PAPER`: per table its name (`table`), how its protocol differs
+    (`differs`), and of psnr, ssim, lpips, cd_sum, fscore_0.2, latency_s, memory_gb those that it has. None for most methods."""
+    check_method(name)
+    return tuple(getattr(import_module(f"{__name__}.{name}"), "PAPER", ()))
+
+
 def load_method(name: str, context: Context) -> Method:
     """Load the method of this name. Raises what its `load` raises."""
     check_method(name)
     loaded: Method = import_module(f"{__name__}.{name}").load(context)
     return loaded
+
+
+def load_untrained(name: str, context: Context) -> Method | None:
+    """The method with random weights, for its costs alone; None for one that offers no such thing (`untrained`)."""
+    untrained = getattr(import_module(f"{__name__}.{name}"), "untrained", None)
+    return untrained(context) if untrained else None

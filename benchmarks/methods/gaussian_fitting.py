@@ -16,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.methods import Context, Method, Spec
 from benchmarks.methods.visual_hull import RESOLUTION, visual_hull
+from benchmarks.stages import stage
 from geolrm.gaussians import Gaussians
 from geolrm.metrics.image import ssim
 from geolrm.rendering import render
@@ -67,7 +68,9 @@ def load(context: Context) -> Method:
     """Never fails."""
 
     def reconstruct(views: Views) -> Gaussians:
-        hull = visual_hull(views, max(RESOLUTION, min(FINEST, views.size[0] // 2)))
-        return fit(hull, views, STEPS) if len(hull) else hull
+        with stage("hull"):
+            hull = visual_hull(views, max(RESOLUTION, min(FINEST, views.size[0] // 2)))
+        with stage("fitting"):
+            return fit(hull, views, STEPS) if len(hull) else hull
 
     return Method(reconstruct)

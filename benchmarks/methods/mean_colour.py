@@ -7,7 +7,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from benchmarks.methods import Context, Method, Spec
-from benchmarks.methods.geolrm import anchors_of, load_networks
+from benchmarks.methods.geolrm import anchors_of, load_networks, precision_on
 from geolrm.gaussians import Gaussians
 from geolrm.views import Views
 
@@ -60,4 +60,4 @@ def load(context: Context) -> Method:
         colours = mean_foreground_colour(views).expand(len(anchors), 3)
         return round_gaussians(anchors, colours, half_spacing(anchors, half_voxel))
 
-    return Method(reconstruct, checkpoint)
+    return Method(reconstruct, checkpoint, precision_on(context.device))

@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 
 from benchmarks.methods import Context, Method, Spec
-from benchmarks.methods.geolrm import anchors_of, load_networks
+from benchmarks.methods.geolrm import PRECISION, anchors_of, load_networks, precision_on
 from geolrm.gaussians import Gaussians
+from geolrm.model.execution import in_precision
 from geolrm.views import Views
 
 SPEC = Spec(
@@ -31,6 +32,7 @@ def load(context: Context) -> Method:
         if len(anchors) == 0:
             return Gaussians.empty(context.device)
         wrong = replace(views, colour=other.colour, alpha=other.alpha, depth=None)
-        return model.reconstruction(wrong.composited()[None], views.cameras[None], anchors[None])[0]
+        with in_precision(PRECISION, context.device):
+            return model.reconstruction(wrong.composited()[None], views.cameras[None], anchors[None])[0]
 
-    return Method(reconstruct, checkpoint)
+    return Method(reconstruct, checkpoint, precision_on(context.device))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from benchmarks.methods import Context, Method, Spec
 from benchmarks.methods.gaussian_fitting import fit
-from benchmarks.methods.geolrm import load_networks
+from benchmarks.methods.geolrm import PRECISION, load_networks, precision_on
+from benchmarks.stages import stage
 from geolrm.gaussians import Gaussians
 from geolrm.views import Views
 
@@ -24,7 +25,8 @@ def load(context: Context) -> Method:
     model, checkpoint = load_networks(context)
 
     def reconstruct(views: Views) -> Gaussians:
-        start = model.reconstruct(views, context.params.sweep.max_anchors)
-        return fit(start, views, STEPS) if len(start) else start
+        start = model.reconstruct(views, context.params.sweep.max_anchors, PRECISION)
+        with stage("fitting"):
+            return fit(start, views, STEPS) if len(start) else start
 
-    return Method(reconstruct, checkpoint)
+    return Method(reconstruct, checkpoint, precision_on(context.device))

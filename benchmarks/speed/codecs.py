@@ -1,164 +1,231 @@
 """Size, encode and decode time of the codecs that a shard could hold its pictures and depth maps in.
 
-In: views of object tars, at their own size and at others. Out: a JSON file with its passport and the Markdown table of
-docs/shard-format.md. Convention: bytes and milliseconds per view, single thread, best of several passes over the same views;
-all picture codecs listed are lossless and are checked to be so. Trade: Pillow's codecs only, since every install has them.
-Verified by the round trip that each row makes before it is timed.
+In: views of object tars. Out: a JSON file with its passport, and on the screen the Markdown table of docs/shard-format.md.
+Convention: bytes and milliseconds of the thread's own processor time per view, one thread, the best of several passes in
+which all codecs take turns; each is the code that a shard would use, from arrays to bytes and back. Trade: a few dozen views
+stand for millions. Verified by a round trip before timing: exact for colour and depth codes, a stated error for floats.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
+import OpenEXR
 import tyro
 from PIL import Image
-from tqdm import tqdm
 
-PICTURES: dict[str, dict[str, Any]] = {
-    "PNG, level 1": {"format": "PNG", "compress_level": 1},
-    "PNG, level 6": {"format": "PNG", "compress_level": 6},
-    "lossless WebP, method 0": {"format": "WEBP", "lossless": True, "exact": True, "method": 0, "quality": 50},
-    "lossless WebP, method 1": {"format": "WEBP", "lossless": True, "exact": True, "method": 1, "quality": 50},
-    "lossless WebP, method 2": {"format": "WEBP", "lossless": True, "exact": True, "method": 2, "quality": 50},
-    "lossless WebP, method 3": {"format": "WEBP", "lossless": True, "exact": True, "method": 3, "quality": 50},
-    "lossless WebP, method 4": {"format": "WEBP", "lossless": True, "exact": True, "method": 4, "quality": 50},
-}
-DEPTH_STEPS = {"full 16 bit": 0.0, "2^-13": 2.0**-13, "2^-11": 2.0**-11}
-PNG_LEVELS = (1, 6)
+from geolrm.data.object_tar import read_object_tar
+from geolrm.data.shard_plan import codec_versions
+from geolrm.data.shards import DEPTH_STEP, WEBP
+from geolrm.files import write_whole
+from geolrm.passport import passport
+
+Encode, Decode = Callable[[np.ndarray], bytes], Callable[[bytes], np.ndarray]
 
 
-def measure(
-    images: list[np.ndarray], encode: Callable[[np.ndarray], bytes], decode: Callable[[bytes], np.ndarray], passes: int
-) -> dict[str, float]:
-    """Mean bytes and the best pass's milliseconds per image, after a round trip that must be exact."""
-    encoded = [encode(image) for image in images]
-    for image, data in zip(images, encoded, strict=True):
-        if not np.array_equal(decode(data), image):
-            raise AssertionError("the codec is not lossless")
+@dataclass(frozen=True)
+class Options:
+    """Measure codecs on views of object tars and print the table."""
 
-    def best(work: Callable[[], object]) -> float:
-        times = []
-        for _ in range(passes):
-            start = time.thread_time()
-            work()
-            times.append(time.thread_time() - start)
-        return 1e3 * min(times) / len(images)
-
-    return {
-        "bytes": sum(map(len, encoded)) / len(images),
-        "encode_ms": best(lambda: [encode(image) for image in images]),
-        "decode_ms": best(lambda: [decode(data) for data in encoded]),
-    }
+    objects: tuple[Path, ...]
+    """Object tars, or folders of them."""
+    out: Path = Path("docs/results/codecs.json")
+    """Where the result goes."""
+    views: int = 4
+    """Views taken from each object, evenly over its 40."""
+    limit: int = 8
+    """Objects at most, evenly over what is there."""
+    passes: int = 3
+    """Timed passes, of which the best counts."""
 
 
-def save(image: np.ndarray, **options: Any) -> bytes:
+def pillow(**options: Any) -> Encode:
+    def encode(image: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, **options)
+        return buffer.getvalue()
+
+    return encode
+
+
+def pillow_pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def webp_pixels(data: bytes) -> np.ndarray:
+    return np.asarray(imagecodecs.webp_decode(data, hasalpha=True))
+
+
+def webp(method: int) -> Encode:
+    return pillow(format="WEBP", **(WEBP | {"method": method}))
+
+
+def jpegxl(effort: int) -> Encode:
+    return lambda image: imagecodecs.jpegxl_encode(image, lossless=True, effort=effort, numthreads=1)
+
+
+def zstd_of_steps(codes: np.ndarray) -> bytes:
+    """zstd of each pixel's step from its left neighbour, behind the height and width."""
+    steps = np.diff(codes, axis=1, prepend=codes.dtype.type(0))
+    return np.uint32(codes.shape).tobytes() + imagecodecs.zstd_encode(steps.tobytes(), level=9)
+
+
+def codes_of_steps(data: bytes) -> np.ndarray:
+    steps = np.frombuffer(imagecodecs.zstd_decode(data[8:]), np.uint16).reshape(np.frombuffer(data[:8], np.uint32))
+    return np.cumsum(steps, axis=1, dtype=np.uint16)
+
+
+def npz(codes: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, **options)
+    np.savez_compressed(buffer, codes=codes)
     return buffer.getvalue()
 
 
-def load_rgba(data: bytes) -> np.ndarray:
-    return np.array(Image.open(io.BytesIO(data)).convert("RGBA"))
+def npz_codes(data: bytes) -> np.ndarray:
+    return np.asarray(np.load(io.BytesIO(data))["codes"])
 
 
-def load_codes(data: bytes) -> np.ndarray:
-    return np.array(Image.open(io.BytesIO(data))).astype(np.uint16)
+def exr(kind: type, compression: Any) -> Encode:
+    def encode(depth: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        header = {"compression": compression, "type": OpenEXR.scanlineimage}
+        OpenEXR.File(header, {"Z": depth.astype(kind)}, num_threads=0).write(buffer)
+        return buffer.getvalue()
+
+    return encode
+
+
+def exr_depth(data: bytes) -> np.ndarray:
+    image = OpenEXR.File(io.BytesIO(data), separate_channels=True, num_threads=0)
+    return np.asarray(image.channels()["Z"].pixels)
+
+
+COLOUR: dict[str, tuple[Encode, Decode]] = {
+    "PNG, level 1": (pillow(format="PNG", compress_level=1), pillow_pixels),
+    "PNG, level 6": (pillow(format="PNG", compress_level=6), pillow_pixels),
+    "QOI": (imagecodecs.qoi_encode, imagecodecs.qoi_decode),
+    "lossless WebP, method 0": (webp(0), webp_pixels),
+    "lossless WebP, method 1": (webp(1), webp_pixels),
+    "lossless WebP, method 1, read by Pillow": (webp(1), pillow_pixels),
+    "lossless WebP, method 3": (webp(3), webp_pixels),
+    "lossless JPEG XL, effort 1": (jpegxl(1), lambda data: imagecodecs.jpegxl_decode(data, numthreads=1)),
+    "lossless JPEG XL, effort 2": (jpegxl(2), lambda data: imagecodecs.jpegxl_decode(data, numthreads=1)),
+}
+CODES: dict[str, tuple[Encode, Decode]] = {
+    "16-bit PNG, level 1": (pillow(format="PNG", compress_level=1), pillow_pixels),
+    "16-bit PNG, level 6": (pillow(format="PNG", compress_level=6), pillow_pixels),
+    "JPEG-LS": (imagecodecs.jpegls_encode, imagecodecs.jpegls_decode),
+    "lossless JPEG XL, effort 1": (jpegxl(1), lambda data: imagecodecs.jpegxl_decode(data, numthreads=1)),
+    "zstd, level 9, of steps": (zstd_of_steps, codes_of_steps),
+    "npz": (npz, npz_codes),
+}
+FLOATS: dict[str, tuple[Encode, Decode]] = {
+    "EXR, float32, ZIP": (exr(np.float32, OpenEXR.ZIP_COMPRESSION), exr_depth),
+    "EXR, half, ZIP": (exr(np.float16, OpenEXR.ZIP_COMPRESSION), exr_depth),
+    "EXR, half, PIZ": (exr(np.float16, OpenEXR.PIZ_COMPRESSION), exr_depth),
+}
+STEPS = {"2^-13": DEPTH_STEP, "all 16 bits": 0.0, "2^-11": 2.0**-11}
 
 
 def depth_codes(depth: np.ndarray, step: float) -> np.ndarray:
-    """16-bit codes of a depth map at that step, or at the finest that its range allows if 0."""
-    low, high = depth[depth > 0].min(), depth.max()
-    step = step or float(high - low) / 65534
-    codes = np.round((depth - low) / step) + 1
-    return np.asarray(codes * (depth > 0), dtype=np.uint16)
+    """16-bit codes of a depth map (H, W) at that step, or at the finest that its range allows if 0."""
+    surface = depth[depth > 0]
+    low, high = float(surface.min()), float(surface.max())
+    step = step or (high - low) / 65534
+    return np.asarray((np.round((depth - low) / step) + 1) * (depth > 0), dtype=np.uint16)
 
 
-def run_codecs(
-    objects: Path, out: Path = Path("results/speed/codecs.json"), views: int = 4, limit: int = 8, passes: int = 5
-) -> int:
-    """Measure codecs on views of object tars and print the table.
+def round_trip_error(name: str, images: list[np.ndarray], encode: Encode, decode: Decode) -> tuple[float, float]:
+    """Mean bytes, and the largest error of a round trip. Raises AssertionError where codes or colours come back changed."""
+    encoded = [encode(image) for image in images]
+    error = 0.0
+    for image, data in zip(images, encoded, strict=True):
+        back = decode(data)
+        if image.dtype != np.float32 and not np.array_equal(back, image):
+            raise AssertionError(f"{name} is not lossless")
+        error = max(error, float(np.abs(back.astype(np.float64) - image).max()))
+    return sum(map(len, encoded)) / len(images), error
 
-    Args:
-        objects: folder of object tars, such as datasets/procedural/smoke/objects.
-        out: JSON file for the numbers.
-        views: views taken from each object, evenly over its 40.
-        limit: objects at most, evenly over the folder.
-        passes: timed passes, of which the best counts.
-    """
-    from geolrm.data.object_tar import read_object_tar
 
-    paths = sorted(objects.glob("*.tar"))
+def thread_ms(work: Callable[[Any], object], items: list[Any]) -> float:
+    """Milliseconds of this thread per item."""
+    start = time.thread_time()
+    for item in items:
+        work(item)
+    return 1e3 * (time.thread_time() - start) / len(items)
+
+
+def measure(codecs: dict[str, tuple[list[np.ndarray], Encode, Decode]], passes: int) -> dict[str, dict[str, float]]:
+    """Bytes a view, largest error, and the best pass's milliseconds a view, of each codec on its images."""
+    rows, encoded = {}, {}
+    for name, (images, encode, decode) in codecs.items():
+        size, error = round_trip_error(name, images, encode, decode)
+        rows[name] = {"bytes": round(size), "error": error, "encode_ms": float("inf"), "decode_ms": float("inf")}
+        encoded[name] = [encode(image) for image in images]
+    for _ in range(passes):
+        for name, (images, encode, decode) in codecs.items():
+            row = rows[name]
+            row["encode_ms"] = min(row["encode_ms"], round(thread_ms(encode, images), 3))
+            row["decode_ms"] = min(row["decode_ms"], round(thread_ms(decode, encoded[name]), 3))
+    return rows
+
+
+def pictures_of(options: Options) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """RGBA pictures (H, W, 4) uint8 and depth maps (H, W) float32 of the chosen views."""
+    paths = [p for place in options.objects for p in (sorted(place.glob("*.tar")) if place.is_dir() else [place])]
     pictures, depths = [], []
-    for path in paths[:: max(1, len(paths) // limit)][:limit]:
-        obj = read_object_tar(path).views
-        for i in range(0, len(obj), max(1, len(obj) // views)):
-            colour = np.concatenate([obj.colour[i].numpy(), obj.alpha[i].numpy()])
-            pictures.append(np.ascontiguousarray((colour * 255).round().astype(np.uint8).transpose(1, 2, 0)))
-            if obj.depth is not None and obj.depth[i].any():
-                depths.append(obj.depth[i].numpy())
-    rows: dict[str, dict[str, float]] = {}
-    for name, options in tqdm(PICTURES.items(), desc="pictures"):
-        rows[f"colour: {name}"] = measure(pictures, lambda image, o=options: save(image, **o), load_rgba, passes)  # type: ignore[misc]
-    for label, step in tqdm(DEPTH_STEPS.items(), desc="depths"):
-        codes = [depth_codes(depth, step) for depth in depths]
-        for level in PNG_LEVELS:
-            name = f"depth: 16-bit PNG, level {level}, step {label}"
-            rows[name] = measure(
-                codes,
-                lambda image, n=level: save(image, format="PNG", compress_level=n),  # type: ignore[misc]
-                load_codes,
-                passes,
-            )
-    record = {
-        "command": "python benchmarks/speed/codecs.py " + " ".join(sys.argv[1:]),
-        "machine": f"{platform.machine()}, {processor()}, one thread",
-        "versions": versions(),
-        "images": len(pictures),
-        "size": list(pictures[0].shape[:2]),
-        "rows": rows,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1))
-    print(table(record))
-    return 0
-
-
-def processor() -> str:
-    """The processor's name as the system gives it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def versions() -> dict[str, str]:
-    from geolrm.data.shard_plan import codec_versions
-
-    return codec_versions() | {"python": platform.python_version()}
+    for path in paths[:: max(1, -(-len(paths) // options.limit))]:
+        views = read_object_tar(path).views
+        for i in range(0, len(views), -(-len(views) // options.views)):
+            rgba = np.concatenate([views.colour[i].numpy(), views.alpha[i].numpy()])
+            pictures.append(np.ascontiguousarray((rgba * 255).round().astype(np.uint8).transpose(1, 2, 0)))
+            if views.depth is not None and views.depth[i].any():
+                depths.append(views.depth[i].numpy())
+    return pictures, depths
 
 
 def table(record: dict[str, Any]) -> str:
     """The Markdown table of a record."""
     height, width = record["size"]
     lines = [
-        f"{record['images']} views of {height} x {width}; {record['machine']}; Pillow {record['versions']['pillow']}, "
-        f"libwebp {record['versions']['webp']}, zlib {record['versions']['png_zlib']}.",
+        f"{record['pictures']} views of {height} x {width}; {record['passport']['processor']}, one thread.",
         "",
-        "| codec | bytes a view | encode, ms | decode, ms |",
-        "|---|---:|---:|---:|",
+        "| codec | bytes a view | encode, ms | decode, ms | depth error, voxels at R = 128 |",
+        "|---|---:|---:|---:|---:|",
     ]
     for name, row in record["rows"].items():
-        lines.append(f"| {name} | {row['bytes']:,.0f} | {row['encode_ms']:.2f} | {row['decode_ms']:.2f} |")
+        error = f"{128 * row['error']:.1g}" if row["error"] else ("" if name.startswith("colour") else "0")
+        lines.append(f"| {name} | {row['bytes']:,} | {row['encode_ms']:.2f} | {row['decode_ms']:.2f} | {error} |")
     return "\n".join(lines)
 
 
+def main(options: Options) -> None:
+    pictures, depths = pictures_of(options)
+    codecs = {f"colour: {name}": (pictures, *codec) for name, codec in COLOUR.items()}
+    for label, step in STEPS.items():
+        codes = [depth_codes(depth, step) for depth in depths]
+        chosen = CODES if step == DEPTH_STEP else {"JPEG-LS": CODES["JPEG-LS"]}
+        codecs |= {f"depth: {name}, step {label}": (codes, *codec) for name, codec in chosen.items()}
+    codecs |= {f"depth: {name}": (depths, *codec) for name, codec in FLOATS.items()}
+    rows = measure(codecs, options.passes)
+    for label, step in STEPS.items():  # the codec is exact; what rounds is the step
+        for name in (name for name in rows if name.endswith(f"step {label}")):
+            span = max(float(depth.max() - depth[depth > 0].min()) for depth in depths)
+            rows[name]["error"] = (step or span / 65534) / 2
+    about = passport(command=" ".join(sys.argv[1:]), passes=options.passes, codecs=codec_versions())
+    record = {"pictures": len(pictures), "size": list(pictures[0].shape[:2]), "rows": rows, "passport": about}
+    write_whole(options.out, json.dumps(record, indent=1) + "\n")
+    print(table(record))
+
+
 if __name__ == "__main__":
-    sys.exit(tyro.cli(run_codecs))
+    main(tyro.cli(Options))

@@ -85,7 +85,7 @@ class Planted(nn.Module):
 
     def __init__(self, network: ProposalNetwork) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.settings = network, network.settings
         self.register_buffer("grid", sphere_shell(network.coarse * network.block), persistent=False)
 
     def forward(self, images: Tensor, cameras: Cameras) -> Tensor:

@@ -18,6 +18,7 @@ import tyro
 
 from geolrm.config import Encoder, Params, Transformer, load_params
 from geolrm.files import write_whole
+from geolrm.model import carving
 from geolrm.model.encoder import PATCH, STRIDE
 
 GIB, MIB = 2**30, 2**20
@@ -103,7 +104,11 @@ def works(params: Params, views: int, size: int, anchors: int) -> dict[str, Work
         "proposal: transformer": attention_work(one.transformer, coarse)
         + cross_work(one.transformer, channels, coarse, views, size)
         + feed_work(one.transformer, coarse),
-        "proposal: carving": Work(0, 4 * (9 * fine + 3 * views * size**2), 4 * 12 * fine * views),
+        "proposal: carving": Work(
+            2 * 27 * carving.WIDTH * (carving.CUES + 1) * fine,
+            4 * (9 * fine + 3 * views * size**2),
+            4 * 12 * fine * views,
+        ),
         "reconstruction: encoder": encoder_work(two.encoder, views, size),
         "reconstruction: token attention": attention_work(two.transformer, anchors),
         "reconstruction: cross-attention": cross_work(two.transformer, channels, anchors, views, size),

@@ -22,6 +22,7 @@ import tyro
 from tqdm import tqdm
 
 from geolrm.cameras import Cameras, orbit
+from geolrm.files import write_whole
 from geolrm.gaussians import Gaussians
 from geolrm.passport import passport
 from geolrm.rendering import Rendering, definition, render
@@ -109,7 +110,7 @@ def main(options: Options) -> None:
         )
     about = passport(seed=options.seed, threads=options.threads, rounds=options.rounds, load=os.getloadavg()[0])
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"rows": rows, "passport": about}, indent=2) + "\n")
+    write_whole(options.out, json.dumps({"rows": rows, "passport": about}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def experiment(address: str, name: str) -> str:
 
 def main(
     preset: str = "smoke",
-    dataset: str = "procedural",
+    name: str = "geolrm-bench-v1/smoke",
     tracking_uri: str = "sqlite:///mlflow.db",
     output: Path = Path(__file__).parent,
     browser: str = "chromium",
@@ -126,7 +126,7 @@ def main(
 
     Args:
         preset: whose results to show.
-        dataset: sweep whose dashboard to show.
+        name: of the experiment to show.
         tracking_uri: MLflow store.
         output: folder of the pictures.
         browser: a Chromium or Chrome.
@@ -152,9 +152,7 @@ def main(
         debugging = int(marker.read_text().splitlines()[0])
         asyncio.run(photograph(debugging, report.as_uri(), output / "report.png", (1280, 1500), min(seconds, 8)))
         wait_for(serving, f"{address}/health")
-        charts = (
-            f"{address}/#/experiments/{experiment(address, f'{preset}/sweep/{dataset}')}/runs?compareRunsMode=CHART"
-        )
+        charts = f"{address}/#/experiments/{experiment(address, name)}/runs?compareRunsMode=CHART"
         asyncio.run(photograph(debugging, charts, output / "mlflow.png", (1600, 1200), seconds))
     shutil.rmtree(profile, ignore_errors=True)
 

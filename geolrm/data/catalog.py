@@ -27,7 +27,16 @@ if TYPE_CHECKING:  # the catalog is read and merged without torch
 
 ROWS_PER_GROUP = 1024
 _TEXTS = ("dataset", "split", "layout", "source_id", "licence", "attribution", "unit", "surface", "rig")
-_COUNTS = ("height", "width", "voxel_resolution", "occupied_voxels", "refused_points", "surface_points", "test_views")
+_COUNTS = (
+    "height",
+    "width",
+    "voxel_resolution",
+    "occupied_voxels",
+    "voxels_seen_once",
+    "refused_points",
+    "surface_points",
+    "test_views",
+)
 _POSES = pa.list_(pa.list_(pa.float32()))
 SCHEMA = pa.schema(
     [

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from geolrm.failures import BadInput
-from geolrm.files import DiskFull, alone_in
+from geolrm.files import DiskFull, alone_in, write_whole
 
 if TYPE_CHECKING:
-    from geolrm.data.download import Client
     from geolrm.data.fetch import Estimate, Fetched, Ledger, Tally, Task
+    from geolrm.download import Client
 
 FIRST = 3  # objects of GObjaverse that must land depth on depth before more are fetched
 TOLERANCE = 0.5 / 128  # half a voxel at the paper's grid
@@ -57,7 +57,7 @@ class Options:
     """Exit with status 1 if a larger share of the objects failed."""
 
     def client(self) -> Client:
-        from geolrm.data.download import Client, Manners
+        from geolrm.download import Client, Manners
 
         for name in ("workers", "requests_per_second", "timeout", "attempts"):
             if getattr(self, name) <= 0:
@@ -343,7 +343,7 @@ class Card:
 
         card = read_card(self.name)
         if self.write:
-            (DATASETS / self.name / "README.md").write_text(render(card))
+            write_whole(DATASETS / self.name / "README.md", render(card))
             return 0
         print(render(card))
         for line in self._here():

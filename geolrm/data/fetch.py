@@ -31,7 +31,7 @@ import requests
 from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 
-from geolrm.data.download import Client
+from geolrm.download import Client
 from geolrm.failures import BadInput
 from geolrm.files import full_disk_named, sha256_of, write_whole
 

@@ -29,12 +29,12 @@ from urllib.parse import quote
 import torch
 
 from geolrm.cameras import Cameras, from_gobjaverse
-from geolrm.data.download import CHUNK, HTML, Client, RemoteFile, twice_if_spoilt
 from geolrm.data.fetch import Fetched, Ledger, Progress, Task
 from geolrm.data.licences import allowed, spdx
 from geolrm.data.object_tar import INPUT_FOLDER, default_meta, json_bytes, write_members
 from geolrm.data.reprojection import Reprojection
 from geolrm.data.rig import FOV, VIEWS, view_roles
+from geolrm.download import CHUNK, HTML, Client, RemoteFile, twice_if_spoilt
 from geolrm.failures import BadInput
 from geolrm.files import sha256_of
 

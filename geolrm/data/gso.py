@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
-from geolrm.data.download import Client, download_file
 from geolrm.data.fetch import Fetched, Ledger, Progress, Task
 from geolrm.data.licences import spdx
 from geolrm.data.meshes import Dropped, gso_zip, safe_key
+from geolrm.download import Client, download_file
 from geolrm.failures import BadInput
 
 BASE_URL = "https://fuel.gazebosim.org"
@@ -117,7 +117,7 @@ def task(client: Client, base: str, model: Model, folder: Path, ledger: Ledger) 
     def do(progress: Progress) -> Iterator[Fetched]:
         earlier = ledger.records.get(model.key)
         expected = earlier.source_sha256 if earlier is not None and earlier.source == url else None
-        came = download_file(client, url, target, check_zip, progress, expected)
+        came = download_file(client, url, target, check_zip, lambda size, _: progress(size), expected)
         yield Fetched(
             model.key,
             model.name,

@@ -165,12 +165,12 @@ def describe(row: dict[str, Any]) -> list[list[object]]:
 
 
 def merged_stats(home: Place) -> dict[str, Any]:
-    """The stats of all shards as one: counts, drops by reason, bytes, seconds, and what share of their grids the labels fill.
-
-    `seen_by_fewer_than_two_views` counts occupied voxels, and is null where a shard's stats do not say it.
-    """
+    """The stats of all shards as one: counts, drops by reason, bytes, seconds, what share of their grids the labels fill and
+    how many of their voxels fewer than two views hit."""
     stats = shard_stats(home)
-    grids = read_catalog(home / "catalog.parquet", columns=["occupied_voxels", "voxel_resolution"]).to_pylist()
+    grids = read_catalog(
+        home / "catalog.parquet", columns=["occupied_voxels", "voxels_seen_once", "voxel_resolution"]
+    ).to_pylist()
     drops, kinds, seconds, splits = (Counter[str]() for _ in range(4))
     for entry in stats:
         drops.update(entry["drops"])
@@ -185,7 +185,6 @@ def merged_stats(home: Place) -> dict[str, Any]:
         sum(row["occupied_voxels"] for row in grids),
         sum(row["voxel_resolution"] ** 3 for row in grids),
     )
-    seen = [entry.get("voxels_seen_by_fewer_than_two_views") for entry in stats]
     return {
         "shards": len(stats),
         **total,
@@ -195,7 +194,7 @@ def merged_stats(home: Place) -> dict[str, Any]:
         "refused_points": sum(entry["refused_points"] for entry in stats),
         "occupied_voxels": occupied,
         "share_of_volume": occupied / volume if volume else None,
-        "voxels_seen_by_fewer_than_two_views": None if None in seen else sum(count or 0 for count in seen),
+        "voxels_seen_by_fewer_than_two_views": sum(row["voxels_seen_once"] for row in grids),
         "seconds_by_step": {step: round(time, 3) for step, time in seconds.items()},
     }
 
@@ -208,7 +207,7 @@ def stats_lines(merged: dict[str, Any]) -> list[str]:
 
     dropped = merged["objects_in"] - merged["objects_out"]
     seen, occupied = merged["voxels_seen_by_fewer_than_two_views"], merged["occupied_voxels"]
-    share = f" ({seen / occupied:.2%})" if seen is not None and occupied else ""
+    share = f" ({seen / occupied:.2%})" if occupied else ""
     seconds = merged["seconds_by_step"]
     rate = f", {merged['objects_in'] / seconds['total']:.2f} objects a second and core" if seconds.get("total") else ""
     steps = ", ".join(f"{step} {time:,.1f}" for step, time in seconds.items() if step != "total")
@@ -220,7 +219,7 @@ def stats_lines(merged: dict[str, Any]) -> list[str]:
         ["bytes by member", listed(merged["bytes_by_member"])],
         ["occupied voxels", f"{occupied:,}"],
         ["share of the volume", "-" if merged["share_of_volume"] is None else f"{merged['share_of_volume']:.3%}"],
-        ["seen by fewer than two views", "not counted" if seen is None else f"{seen:,} voxels{share}"],
+        ["seen by fewer than two views", f"{seen:,} voxels{share}"],
         ["refused depth pixels", f"{merged['refused_points']:,}"],
         ["seconds of one core", f"{seconds.get('total', 0.0):,.1f}{rate} ({steps})"],
     ]

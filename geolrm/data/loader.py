@@ -56,13 +56,16 @@ class Sample:
     test_cameras: Cameras | None
     _members: MemberReader = field(repr=False)
 
-    def views(self, indices: Sequence[int]) -> Views:
+    def views(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> Views:
         """The input-able views at these positions, in this order; no other is read.
+
+        Args:
+            size: (height, width); the same as `resized` afterwards and faster, since nothing is held at full size.
 
         Raises:
             BadInput: `too_few_views` for a position that this object does not have.
         """
-        return self._views("", self.cameras, indices, depth=True)
+        return self._views("", self.cameras, indices, depth=True, size=size)
 
     def test_views(self) -> Views:
         """All test views.
@@ -102,17 +105,28 @@ class Sample:
             return None
         return shards.decode_array(self._members.read(f"surface.{part}.npy")).float()
 
-    def _views(self, prefix: str, cameras: Cameras, indices: Sequence[int], *, depth: bool) -> Views:
+    def _views(
+        self,
+        prefix: str,
+        cameras: Cameras,
+        indices: Sequence[int],
+        *,
+        depth: bool,
+        size: tuple[int, int] | None = None,
+    ) -> Views:
         if not indices or min(indices) < 0 or max(indices) >= len(cameras):
             detail = f"views {list(indices)} asked for, it has {len(cameras)}"
             raise BadInput("too_few_views", self.key, detail, "ask for fewer views, or leave this object out")
-        pictures = [shards.decode_rgba(self._members.read(f"{prefix}rgba.{i:02d}.webp")) for i in indices]
+        pictures = [shards.decode_pixels(self._members.read(f"{prefix}rgba.{i:02d}.webp")) for i in indices]
+        height, width = size or pictures[0].shape[:2]
+        colour, alpha = torch.zeros(len(indices), 3, height, width), torch.zeros(len(indices), 1, height, width)
+        for i, pixels in enumerate(pictures):
+            shards.fill_picture(pixels, colour[i], alpha[i])
         depths = None
         if depth:
             scale, offset = self.meta["depth_scale"], self.meta["depth_offset"]
-            names = [f"{prefix}depth.{i:02d}.png" for i in indices]
-            depths = torch.stack([shards.decode_depth(self._members.read(name), scale, offset) for name in names])
-        colour, alpha = (torch.stack(part) for part in zip(*pictures, strict=True))
+            names = [f"{prefix}depth.{i:02d}.jls" for i in indices]
+            depths = torch.stack([shards.decode_depth(self._members.read(name), scale, offset, size) for name in names])
         return Views(self.key, cameras[list(indices)], colour, alpha, depths)
 
 

@@ -99,6 +99,7 @@ def build_shard(job: ShardJob) -> dict[str, Any]:
         "drops": dict(sorted(Counter(drop["reason"] for drop in dropped).items())),
         "dropped": dropped,
         "refused_points": sum(row["refused_points"] for row in rows),
+        "occupancy": _occupancy(rows),
         "bytes_in": sum(item.bytes for item in job.objects),
         "bytes_out": job.tar.stat().st_size,
         "member_bytes": dict(sorted(member_bytes.items())),
@@ -135,11 +136,11 @@ def encode_tar(item: ObjectTar, job: ShardJob, times: StepTimes) -> EncodedObjec
     with times.step("occupancy"):
         views, stray = without_stray_depth(kept.views)
         kept = replace(kept, views=views)
-        grid, refused = label(views, job.voxel_resolution, stray)
+        occupancy = label(views, job.voxel_resolution, stray)
     with times.step("surface"):
         surface = _surface(obj, kept, job.surface_points)
     with times.step("encode"):
-        return encode_object(obj, kept, grid, refused, surface)
+        return encode_object(obj, kept, occupancy, surface)
 
 
 def _has_surface(path: Path) -> bool:
@@ -161,6 +162,14 @@ def _surface(obj: RenderedObject, kept: DistinctViews, wanted: int) -> tuple[tor
         points, normals = surface_from_depth(kept.views, obj.normals[kept.numbers], DEPTH_SURFACE_RESOLUTION)
     rows = even_draw(len(points), wanted, obj.key)
     return points[rows], normals[rows]
+
+
+def _occupancy(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Of all labels together: voxels, those that fewer than two views hit, and the share of the volume that they fill."""
+    voxels = sum(row["occupied_voxels"] for row in rows)
+    volume = sum(row["voxel_resolution"] ** 3 for row in rows)
+    seen_once = sum(row["voxels_seen_once"] for row in rows)
+    return {"voxels": voxels, "seen_once": seen_once, "share_of_volume": voxels / max(volume, 1)}
 
 
 def _file_record(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from geolrm.data.places import Place, names_in, place, reached, remove, stamp
 from geolrm.failures import BadInput
 from geolrm.files import DiskFull, sha256_of, write_whole
 
-FORMAT_VERSION = 1  # raise it whenever the bytes of a shard change for the same input: every shard becomes stale
+FORMAT_VERSION = 2  # raise it whenever the bytes of a shard change for the same input: every shard becomes stale
 TEST_SURFACE_POINTS = 131_072  # kept of an object of the split test, for geometry measured at 100,000 points
 DEFAULT_SPLIT = "train"  # of tars that name none, as GObjaverse's
 SPLIT_NAME = re.compile(r"[a-z0-9_]+")
@@ -43,7 +44,7 @@ def codec_versions() -> dict[str, str]:
     return {
         "pillow": __version__,
         "webp": str(features.version("webp")),
-        "png_zlib": str(features.version("zlib")),
+        "imagecodecs": version("imagecodecs"),
         "zlib": zlib.ZLIB_RUNTIME_VERSION,
         "pyarrow": pyarrow.__version__,
     }

@@ -4,7 +4,7 @@ In: rendered objects (`object_tar.RenderedObject`). Out: tar members per object,
 of its own, so that only the views that are picked get read and decoded; duplicates of earlier views are left out; the
 metadata lists the SHA-256 of every other member; times, owners and orders are fixed, so that equal input gives equal
 bytes. `docs/shard-format.md` is the contract and a test parses its table. Trade: colour is kept to the bit (lossless WebP),
-depth to 1/16384 of the object cube in 16-bit PNG, at under three quarters of what all 16 bits cost;
+depth to 1/16384 of the object cube in 16-bit JPEG-LS, which is smaller and faster than PNG and asks for one more library;
 `benchmarks/speed/codecs.py` measures both against their alternatives. Verified by round trips, by
 error bounds, and by reading with `webdataset`.
 """
@@ -21,6 +21,7 @@ import zlib
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
+import imagecodecs
 import numpy as np
 import torch
 from PIL import Image
@@ -31,11 +32,11 @@ from geolrm.data import rig
 from geolrm.data.object_tar import RenderedObject, cropped_views
 from geolrm.data.shard_plan import FORMAT_VERSION
 from geolrm.failures import BadInput
-from geolrm.occupancy import occupancy_from_depth, pack, unpack, voxel_indices
+from geolrm.occupancy import hit_counts, pack, unpack, voxel_indices
+from geolrm.resizing import copy_pixels, nearest, pick_depth, resize_pixels, triangle
 from geolrm.views import Views
 
 WEBP = {"lossless": True, "exact": True, "method": 1, "quality": 50}
-PNG_LEVEL = 6
 DEPTH_STEP = 2.0**-13  # object units between two depth codes; the error is at most half of it
 MAX_DEPTH_ERROR = 1 / (20 * 128)  # a twentieth of a voxel at R = 128
 REACH = 1.0  # object units in front of and behind the middle of the cube within which a depth can be the object's
@@ -66,11 +67,27 @@ def encode_rgba(colour: Tensor, alpha: Tensor) -> bytes:
     return buffer.getvalue()
 
 
+def decode_pixels(data: bytes) -> np.ndarray:
+    """(H, W, 4) uint8 of `encode_rgba`."""
+    return np.asarray(imagecodecs.webp_decode(data, hasalpha=True))
+
+
+def fill_picture(pixels: np.ndarray, colour: Tensor, alpha: Tensor) -> None:
+    """Fill colour (3, h, w) and alpha (1, h, w), zeros when given, in [0, 1], from pixels of `decode_pixels`: as they are, or
+    where the sizes differ as `Views.resized` makes them."""
+    (height, width), (before, beside) = colour.shape[1:], pixels.shape[:2]
+    if (height, width) == (before, beside):
+        copy_pixels(pixels, colour.numpy(), alpha.numpy())
+    else:
+        resize_pixels(pixels, *triangle(before, height), *triangle(beside, width), colour.numpy(), alpha.numpy())
+
+
 def decode_rgba(data: bytes) -> tuple[Tensor, Tensor]:
     """Colour (3, H, W) and alpha (1, H, W) in [0, 1] of `encode_rgba`."""
-    with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
-        rgba = torch.from_numpy(np.array(image.convert("RGBA"))).permute(2, 0, 1).float() / 255
-    return rgba[:3], rgba[3:]
+    pixels = decode_pixels(data)
+    colour, alpha = torch.zeros(3, *pixels.shape[:2]), torch.zeros(1, *pixels.shape[:2])
+    fill_picture(pixels, colour, alpha)
+    return colour, alpha
 
 
 def depth_code(depth: Tensor, where: object) -> tuple[float, float]:
@@ -93,18 +110,21 @@ def depth_code(depth: Tensor, where: object) -> tuple[float, float]:
 
 
 def encode_depth(depth: Tensor, scale: float, offset: float) -> bytes:
-    """16-bit PNG of one depth map (H, W)."""
+    """JPEG-LS (lossless) of the 16-bit codes of one depth map (H, W)."""
     codes = torch.where(depth > 0, ((depth.double() - offset) / scale).round() + 1, 0.0)
-    buffer = io.BytesIO()
-    Image.fromarray(codes.numpy().astype(np.uint16)).save(buffer, "PNG", compress_level=PNG_LEVEL)
-    return buffer.getvalue()
+    data: bytes = imagecodecs.jpegls_encode(codes.numpy().astype(np.uint16))
+    return data
 
 
-def decode_depth(data: bytes, scale: float, offset: float) -> Tensor:
-    """Depth map (H, W), 0 = no surface, of `encode_depth`."""
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-        codes = torch.from_numpy(np.array(image).astype(np.int32))
-    return torch.where(codes > 0, offset + scale * (codes - 1).double(), 0.0).float()
+def decode_depth(data: bytes, scale: float, offset: float, size: tuple[int, int] | None = None) -> Tensor:
+    """Depth map (H, W), 0 = no surface, of `encode_depth`: exact arithmetic also in float32, whose 24 bits hold every code.
+    With a size, the nearest pixels' depth, as `Views.resized` picks them."""
+    codes = imagecodecs.jpegls_decode(data)
+    height, width = size or codes.shape
+    depth = torch.empty(height, width)
+    places = nearest(codes.shape[0], height), nearest(codes.shape[1], width)
+    pick_depth(codes, *places, np.float32(scale), np.float32(offset - scale), depth.numpy())
+    return depth
 
 
 # --- arrays and metadata ---------------------------------------------------------------------------------------------
@@ -188,11 +208,20 @@ def without_stray_depth(views: Views) -> tuple[Views, int]:
     return replace(views, depth=views.depth.masked_fill(stray, 0.0)), int(stray.sum())
 
 
-def label(views: Views, resolution: int, stray: int = 0) -> tuple[Tensor, int]:
-    """Occupancy label (R, R, R) of an object's views and the count of pixels that lie in no voxel of it.
+@dataclass(frozen=True)
+class Label:
+    """Occupancy of one object: grid (R, R, R) bool; how many of its voxels fewer than two views hit; pixels in no voxel."""
+
+    grid: Tensor
+    seen_once: int
+    refused: int
+
+
+def label(views: Views, resolution: int, stray: int = 0) -> Label:
+    """Occupancy label of an object's views.
 
     Args:
-        stray: pixels that `without_stray_depth` has taken from these views already.
+        stray: pixels that `without_stray_depth` has taken from these views already; they count as refused.
 
     Raises:
         BadInput: `empty_object` (no surface in any view), `outside_cube`.
@@ -201,19 +230,18 @@ def label(views: Views, resolution: int, stray: int = 0) -> tuple[Tensor, int]:
     if views.depth is None or surface == 0:
         detail = "no view shows any surface"
         raise BadInput("empty_object", views.key, detail, "check that the object was loaded and lies inside the cube")
-    grid, refused = occupancy_from_depth(views.depth, views.cameras, resolution)
+    counts, refused = hit_counts(views.depth, views.cameras, resolution)
     share = (refused + stray) / surface
     if share > OUTSIDE_SHARE:
         detail = f"{share:.1%} of the surface pixels lie more than a voxel outside the cube [-0.5, 0.5]^3"
         raise BadInput("outside_cube", views.key, detail, "normalise the object by its box before rendering it")
-    return grid, refused + stray
+    return Label(counts > 0, int((counts == 1).sum()), refused + stray)
 
 
 def encode_object(
     obj: RenderedObject,
     kept: DistinctViews,
-    grid: Tensor,
-    refused: int,
+    occupancy: Label,
     surface: tuple[Tensor, Tensor],
 ) -> EncodedObject:
     """Members and metadata of one sample.
@@ -221,7 +249,7 @@ def encode_object(
     Args:
         obj: the object as its tar holds it; supplies test views and metadata.
         kept: its distinct views, with depth.
-        grid: occupancy label (R, R, R), which `refused` pixels were left out of.
+        occupancy: the label that its distinct views give.
         surface: points (P, 3) in the object frame and unit normals (P, 3).
     """
     views, test = kept.views, obj.test_views
@@ -232,7 +260,7 @@ def encode_object(
     members = _view_members("", views, scale, offset)
     if test is not None:
         members |= _view_members("test.", test, scale, offset)
-    members["occupancy.zlib"] = encode_occupancy(grid)
+    members["occupancy.zlib"] = encode_occupancy(occupancy.grid)
     members["surface.points.npy"] = encode_array(surface[0].float())
     members["surface.normals.npy"] = encode_array(surface[1].half())
     meta = {
@@ -248,9 +276,10 @@ def encode_object(
         "test_depth": test is not None and test.depth is not None,
         "depth_scale": scale,
         "depth_offset": offset,
-        "voxel_resolution": grid.shape[0],
-        "occupied_voxels": int(grid.sum()),
-        "refused_points": refused,
+        "voxel_resolution": occupancy.grid.shape[0],
+        "occupied_voxels": int(occupancy.grid.sum()),
+        "voxels_seen_once": occupancy.seen_once,
+        "refused_points": occupancy.refused,
         "surface_points": len(surface[0]),
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(members.items())},
     }
@@ -266,7 +295,7 @@ def _view_members(prefix: str, views: Views, scale: float, offset: float) -> dic
     for i in range(len(views)):
         members[f"{prefix}rgba.{i:02d}.webp"] = encode_rgba(views.colour[i], views.alpha[i])
         if views.depth is not None:
-            members[f"{prefix}depth.{i:02d}.png"] = encode_depth(views.depth[i], scale, offset)
+            members[f"{prefix}depth.{i:02d}.jls"] = encode_depth(views.depth[i], scale, offset)
     return members
 
 

@@ -12,22 +12,21 @@ server of the test's own that breaks off.
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from typing import Literal
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from geolrm.failures import BadInput
-from geolrm.files import disk_full, full_disk_named, sha256_of, whole_file
+from geolrm.files import sha256_of, whole_file
 from geolrm.metrics.image import check_pictures
+
+if TYPE_CHECKING:
+    from geolrm.download import Manners, RemoteFile
 
 Net = Literal["alex", "vgg"]
 NETS: tuple[Net, ...] = ("alex", "vgg")
@@ -38,7 +37,6 @@ LAYERS: dict[Net, tuple[int, ...]] = {
 }
 VARIABLE = "GEOLRM_LPIPS_WEIGHTS"
 COMMAND = "geolrm weights fetch lpips"
-ATTEMPTS, PAUSE, STALLED = 4, 1.0, 30.0  # of a download; seconds before the second, 3 and 7 of it later; without a byte
 
 
 def cache_folder() -> Path:
@@ -163,7 +161,9 @@ def source_urls() -> dict[Net, str]:
     return {"alex": AlexNet_Weights.IMAGENET1K_V1.url, "vgg": VGG16_Weights.IMAGENET1K_V1.url}
 
 
-def fetch_weights(folder: Path | None = None, urls: dict[Net, str] | None = None) -> list[Path]:
+def fetch_weights(
+    folder: Path | None = None, urls: dict[Net, str] | None = None, manners: Manners | None = None
+) -> list[Path]:
     """Download torchvision's AlexNet and VGG16 and keep their convolutional layers, for `Lpips` to read.
 
     A download that breaks off is taken up where it broke, by the next attempt or by the next call; its SHA-256 must begin as
@@ -172,68 +172,51 @@ def fetch_weights(folder: Path | None = None, urls: dict[Net, str] | None = None
     Args:
         folder: where to, the cache if None. A file that is there is kept.
         urls: instead of torchvision's, a mirror for example.
+        manners: how often and how patiently the server is asked.
 
     Returns:
         The files, AlexNet's and VGG16's.
 
     Raises:
-        BadInput: `download_failed`, `download_damaged`, or `lpips_weights_unreadable` for other tensors than expected.
+        BadInput: as `download_file`, or `lpips_weights_unreadable` for other tensors than expected.
     """
+    from geolrm.download import Client, Manners, download_file  # lazy: scoring needs no HTTP
+
+    client = Client(manners or Manners())
     folder = cache_folder() if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for net, url in (source_urls() if urls is None else urls).items():
         files.append(folder / FILES[net])
-        if not files[-1].exists():
-            download = folder / f"{FILES[net]}.download"
-            with full_disk_named(download):
-                _download(url, download)
-            try:
-                _keep_features(download, net, url, files[-1])
-            finally:
-                download.unlink()
+        if files[-1].exists():
+            continue
+        download = folder / url.rpartition("/")[2]
+        with tqdm(desc=download.name, unit="B", unit_scale=True) as bar:
+
+            def progress(_: int, stream: RemoteFile, bar: tqdm[NoReturn] = bar) -> None:
+                bar.total = stream.total
+                bar.update(stream.position - bar.n)
+
+            download_file(client, url, download, lambda path, url=url: _check_name(url, path), progress)  # type: ignore[misc]
+        try:
+            _keep_features(download, net, url, files[-1])
+        finally:
+            download.unlink()
     return files
 
 
-def _download(url: str, path: Path) -> None:
-    """Bring a file here, going on after the bytes of it that are here already. Raises BadInput `download_failed`."""
-    for attempt in range(ATTEMPTS):
-        time.sleep(PAUSE * (2**attempt - 1))
-        have = path.stat().st_size if path.exists() else 0
-        try:
-            with urlopen(Request(url, headers={"Range": f"bytes={have}-"}), timeout=STALLED) as answer:
-                have = have if answer.status == 206 else 0
-                total = None if answer.length is None else have + answer.length
-                with (
-                    path.open("ab" if have else "wb") as file,
-                    tqdm(desc=url.rpartition("/")[2], total=total, initial=have, unit="B", unit_scale=True) as bar,
-                ):
-                    while chunk := answer.read(1 << 18):
-                        file.write(chunk)
-                        bar.update(len(chunk))
-            if total in (None, path.stat().st_size):
-                return
-            seen = f"it ended after {path.stat().st_size:,} of {total:,} bytes"
-        except (OSError, HTTPException) as error:
-            if disk_full(error):
-                raise
-            seen, status = str(error), error.code if isinstance(error, HTTPError) else None
-            if status == 416:  # nothing beyond what is here: that may be of another file
-                path.unlink(missing_ok=True)
-            elif status is not None and status < 500:
-                break
-    raise BadInput("download_failed", url, seen, f"`{COMMAND}` again goes on where it broke")
+def _check_name(url: str, path: Path) -> None:
+    """Raise BadInput unless the SHA-256 of a file begins as the end of its URL's name says."""
+    found, expected = sha256_of(path), url.rpartition("-")[2].partition(".")[0]
+    if not found.startswith(expected):
+        detail = f"its SHA-256 {found} does not begin with {expected}"
+        raise BadInput("hash_mismatch", url, detail, f"`{COMMAND}` again")
 
 
 def _keep_features(download: Path, net: Net, url: str, file: Path) -> None:
     """Write the convolutional layers of a network as torchvision publishes it. Raises BadInput."""
     from safetensors.torch import save_file
 
-    found, expected = sha256_of(download), url.rpartition("-")[2].partition(".")[0]
-    if not found.startswith(expected):
-        raise BadInput(
-            "download_damaged", url, f"its SHA-256 {found} does not begin with {expected}", f"`{COMMAND}` again"
-        )
     state = torch.load(download, map_location="cpu", weights_only=True)
     names = [f"features.{layer}.{kind}" for layer in LAYERS[net] for kind in ("weight", "bias")]
     if absent := [name for name in names if name not in state]:

@@ -5,10 +5,10 @@ network turns each token into 14 numbers a Gaussian: offset, opacity, scale, rot
 plus max_offset * tanh, the same reach both ways (the public code's sigmoid moves one way only); a standard deviation is
 max_scale * sigmoid; opacity and colour go through sigmoids; what is stored is the logit, the logarithm and the SH coefficient,
 computed from the raw numbers without a detour through the activated value. A Gaussian's colour starts from what the pictures
-show where its mean projects, averaged with the view weights of the last block, and the head adds to it (the paper decodes
-colour from the token alone: 1.3 dB less after 400 steps on true voxels, LOG.md). Trade: each Gaussian stays near its
-anchor, so a voxel that the proposal missed stays empty. Verified by bounds, symmetry, permutation of anchors, colours of flat
-pictures, and the first render's scale.
+show where its mean projects, averaged over the views that see its anchor with the view weights of the last block, and the head
+adds to it (the paper decodes colour from the token alone: 1.3 dB less after 400 steps on true voxels, LOG.md). Trade: each
+Gaussian stays near its anchor, so a voxel that the proposal missed stays empty. Verified by bounds, symmetry, permutation of
+anchors, colours of flat pictures, and the first render's scale.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from geolrm import config
 from geolrm.cameras import Cameras
 from geolrm.gaussians import SH_C0, Gaussians
 from geolrm.model import execution
-from geolrm.model.carving import look_up
+from geolrm.model.carving import HINTS, look_up
 from geolrm.model.encoder import HierarchicalEncoder
 from geolrm.model.transformer import GeometryTransformer
+from geolrm.model.visibility import sees
 from geolrm.occupancy import anchor_points
 
 PARTS = {"offset": 3, "opacity": 1, "scale": 3, "quaternion": 4, "colour": 3}
 INITIAL_OPACITY = 0.7
+HIDDEN = 0.01  # how much a view counts for the colour of points that others hide from it: enough where all views are so
 COLOUR_MARGIN = 0.02  # pictures' colours are clamped this far from 0 and 1, where their logit would stiffen
 INITIAL_SPREAD = 0.01  # of the last layer's weights: the first Gaussians follow its bias
 
@@ -82,7 +84,7 @@ class GaussianHead(nn.Module):
         means = anchors.repeat_interleave(self.count, dim=0) + self.max_offset * self.reach(offset)  # equation 7
         return Gaussians(
             means=means,
-            sh_dc=self.paint(colour, means, images, cameras, shares),
+            sh_dc=self.paint(colour, means, anchors, images, cameras, shares),
             opacity_logits=opacity[:, 0],  # equation 9
             log_scales=math.log(self.max_scale) + F.logsigmoid(scale),  # equation 8
             quaternions=F.normalize(quaternion, dim=-1),
@@ -92,13 +94,17 @@ class GaussianHead(nn.Module):
 OFFSETS = {"symmetric": torch.tanh, "one_sided": torch.sigmoid}
 
 
-def paint_from_pictures(colour: Tensor, means: Tensor, images: Tensor, cameras: Cameras, shares: Tensor) -> Tensor:
-    """SH of the sigmoid of raw numbers (M, 3) plus the logit of what the pictures show at means (M, 3)."""
-    seen = picture_colours(means.detach(), images, cameras, shares)
+def paint_from_pictures(
+    colour: Tensor, means: Tensor, anchors: Tensor, images: Tensor, cameras: Cameras, shares: Tensor
+) -> Tensor:
+    """SH of the sigmoid of raw numbers (M, 3) plus the logit of what the pictures show at means (M, 3), not through others."""
+    seen = picture_colours(means.detach(), images, cameras, shares * torch.where(sees(anchors, cameras), 1.0, HIDDEN))
     return 0.5 / SH_C0 * (0.5 * (colour + torch.logit(seen, eps=COLOUR_MARGIN))).tanh()
 
 
-def paint_from_tokens(colour: Tensor, means: Tensor, images: Tensor, cameras: Cameras, shares: Tensor) -> Tensor:
+def paint_from_tokens(
+    colour: Tensor, means: Tensor, anchors: Tensor, images: Tensor, cameras: Cameras, shares: Tensor
+) -> Tensor:
     """SH of the public code's colours: raw numbers (M, 3) plus a half, cut off outside [0, 1], without a gradient there."""
     return colour.clamp(-0.5, 0.5) / SH_C0
 
@@ -157,6 +163,7 @@ class ReconstructionNetwork(nn.Module):
         self.pad = PADDINGS[settings.padding]
         self.encoder = HierarchicalEncoder(settings.encoder, pretrained)
         self.transformer = GeometryTransformer(settings.transformer, settings.encoder.channels)
+        self.carving = HINTS[settings.carving](settings.transformer.width)
         self.head = GaussianHead(settings)
 
     def anchors_of(self, occupied: Tensor, max_count: int) -> Tensor:
@@ -176,6 +183,7 @@ class ReconstructionNetwork(nn.Module):
         """
         if anchors.shape[1] == 0:
             return [Gaussians.empty(anchors.device) for _ in anchors]
-        tokens, shares = self.transformer(anchors, self.encoder(images, cameras), cameras)
+        hints = self.carving.hint(anchors, images, cameras)
+        tokens, shares = self.transformer(anchors, self.encoder(images, cameras), cameras, hints)
         with torch.autocast(images.device.type, enabled=False):  # from the tokens on, all is fp32
             return [self.head(tokens[b], anchors[b], images[b], cameras[b], shares[b]) for b in range(len(anchors))]

@@ -43,6 +43,7 @@ RECONSTRUCTION = {
     "subset": "random",
     "padding": "origin",
     "offsets": "one_sided",
+    "carving": "none",
     "colours": "tokens",
 }
 

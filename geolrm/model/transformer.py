@@ -176,23 +176,25 @@ class GeometryTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(settings, channels) for _ in range(settings.layers))
         self.norm = nn.RMSNorm(settings.width, eps=NORM_EPS)
 
-    def forward(self, anchors: Tensor, features: tuple[Tensor, Tensor], cameras: Cameras) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, anchors: Tensor, features: tuple[Tensor, Tensor], cameras: Cameras, hints: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Look at the pictures.
 
         Args:
             anchors: (B, N, 3) in object units.
             features: low and high level, (B, V, channels, h, w).
             cameras: (B, V).
+            hints: (B, N, width), what else is known of each token at first.
 
         Returns:
             Tokens (B, N, width), and the share that each view had in the last block (B, V, N): how much the token trusts it.
         """
-        with torch.autocast(
-            anchors.device.type, enabled=False
-        ):  # projections, angles and the stream of tokens stay fp32
+        with torch.autocast(anchors.device.type, enabled=False):  # projections, angles and the token stream stay fp32
             uv, visible = self.project(anchors, cameras)
             rotations = rope.rotations(anchors, self.head_width, self.positions)
             tokens = self.token_input(anchors)
+            tokens = tokens if hints is None else tokens + hints
         shares = visible.float()
         for block in self.blocks:
             tokens, shares = block(tokens, rotations, features, uv, visible)

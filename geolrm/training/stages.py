@@ -60,7 +60,7 @@ def draw_views(sample: AnySample, optimisation: Optimisation, epoch: int) -> Dra
         range(len(sample.roles)), optimisation.views
     )
     size = optimisation.image_size
-    return Drawn(sample.key, sample.views(picked).resized(size, size), sample.occupancy)
+    return Drawn(sample.key, sample.views(picked, (size, size)), sample.occupancy)
 
 
 def input_count(optimisation: Optimisation, step: int) -> int:

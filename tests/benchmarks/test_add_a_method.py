@@ -34,7 +34,7 @@ def ball(tmp_path, monkeypatch):
 def test_the_page_s_file_and_command_give_what_it_promises(ball, tiny_dataset, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tiny_dataset)
     (command,) = re.findall(r"^    python benchmarks/sweep_views.py (.*)$", PAGE, re.MULTILINE)
-    arguments = tyro.cli(Arguments, args=shlex.split(command))
+    arguments = tyro.cli(Arguments, args=[*shlex.split(command), "--processes", "shared"])
     rows = sweep(arguments)["procedural"]
     assert {(row["method"], row["views"]): row["status"] for row in rows} == {
         (ball, 4): "ok",

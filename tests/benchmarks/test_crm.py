@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from benchmarks.fixtures import check_folder
 from benchmarks.methods import NotApplicable, crm, load_method, sources
-from benchmarks.methods.crm.check import check
+from benchmarks.methods.crm.check import KINDS
 from benchmarks.methods.crm.faces import GREY, arranged, coordinate_maps, own_cameras
 from benchmarks.methods.crm.network import CRM, Config, Decoder, features_at
 from benchmarks.methods.crm.surface import mesh_of
@@ -115,13 +115,30 @@ def test_a_mesh_comes_back_into_the_object_frame_facing_outwards_the_same_every_
     network = CRM(SMALL).eval()
     torch.nn.init.zeros_(network.sdfMlp.fc3.weight)
     torch.nn.init.zeros_(network.sdfMlp.fc3.bias)  # the sphere of radius 0.5 of the triplane, 0.25 of the object
-    with torch.no_grad():
-        mesh, again = (crm.mesh_of_views(network, FACES, 32, 21) for _ in range(2))
+    method = crm.method(network, "none", 21)
+    mesh, again = (method.reconstruct(FACES).mesh() for _ in range(2))
     assert (mesh.vertices.norm(dim=-1) - 0.25).abs().max() < 0.01
     outwards = (mesh.crosses * mesh.vertices[mesh.faces].mean(dim=1)).sum(dim=-1)
     assert outwards.min() > -1e-7
     assert outwards.sum() / 6 == pytest.approx(4 / 3 * torch.pi * 0.25**3, rel=0.08)
     assert torch.equal(mesh.colours, again.colours)
+
+
+def test_a_pixel_and_the_vertex_behind_it_have_one_colour():
+    torch.manual_seed(0)
+    network = CRM(SMALL).eval()
+    torch.nn.init.zeros_(network.sdfMlp.fc3.weight)
+    torch.nn.init.zeros_(network.sdfMlp.fc3.bias)
+    network.rgbMlp.fc3.weight.data *= 20  # colours that differ from place to place
+    made = crm.method(network, "none", 41).reconstruct(FACES)
+    mesh, cameras = made.mesh(), orbit(torch.tensor([40.0]), torch.tensor([25.0]), 2.0, 39.6)
+    seen = made.render(cameras, 64, 64)
+    depth = torch.where(seen.alpha[:, 0] == 1, seen.depth, 0)
+    points = cameras.unproject(depth)[depth > 0]
+    nearest = torch.cdist(points, mesh.vertices).argmin(dim=1)
+    behind, ahead = mesh.colours[nearest], seen.colour[0].movedim(0, -1)[depth[0] > 0]
+    assert mesh.colours.std(dim=0).max() > 0.02
+    assert (behind - ahead).abs().mean() < 0.2 * mesh.colours.std(dim=0).max()
 
 
 def test_posed_pictures_are_not_applicable():
@@ -139,7 +156,10 @@ def test_without_its_weights_it_says_where_they_are(tmp_path, monkeypatch):
         load_method("crm", HERE)
 
 
-@pytest.mark.parametrize("content", [{"a": torch.zeros(1), "rgbMlp.fc3.bias": torch.zeros(4)}, {"a": print}, [1]])
+@pytest.mark.parametrize(
+    "content",
+    [{"sdfMlp.a": torch.zeros(1), "lpips.0": torch.zeros(1), "rgbMlp.fc3.bias": torch.zeros(4)}, {"a": print}, [1]],
+)
 def test_weights_that_do_not_fit_are_named_and_a_file_of_objects_runs_no_code(tmp_path, monkeypatch, content):
     monkeypatch.setenv("GEOLRM_BASELINE_WEIGHTS", str(tmp_path))
     torch.save(content, tmp_path / "CRM.pth")
@@ -147,7 +167,8 @@ def test_weights_that_do_not_fit_are_named_and_a_file_of_objects_runs_no_code(tm
         load_method("crm", HERE)
     if isinstance(content, dict) and "rgbMlp.fc3.bias" in content:
         assert "missing unet2.learned_plane" in caught.value.detail
-        assert "extra a" in caught.value.detail
+        assert "extra sdfMlp.a" in caught.value.detail
+        assert "lpips" not in caught.value.detail
         assert "rgbMlp.fc3.bias is (4,), expected (3,)" in caught.value.detail
     else:
         assert caught.value.reason == "checkpoint_unreadable"
@@ -158,7 +179,7 @@ def test_rows_know_all_of_its_code():
 
 
 def test_the_public_code_is_reproduced(shared):
-    assert check_folder(check, shared / "fixtures" / "crm-parity") == 0
+    assert check_folder(KINDS, shared / "fixtures" / "crm-parity") == 0
 
 
 @pytest.mark.parametrize("name", ["out.mesh_faces", "out.mesh_verts", "mid.noise", "out.export_faces"])
@@ -175,4 +196,4 @@ def test_a_planted_break_is_told(shared, tmp_path, name):
     shutil.rmtree(tmp_path, ignore_errors=True)
     tmp_path.mkdir()
     save_file(tensors | {name: broken}, tmp_path / file, metadata)
-    assert check_folder(check, tmp_path) == 1
+    assert check_folder(KINDS, tmp_path) == 1

@@ -11,10 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_sweep_views import BallSample
 
+from benchmarks import flexicubes
+from benchmarks.fixtures import check_file, check_folder
 from benchmarks.methods import Context, Reconstruction, load_method, method_names, sources
 from benchmarks.methods import instantmesh as adapter
-from benchmarks.methods.instantmesh import cameras, flexicubes, surface
-from benchmarks.methods.instantmesh.check import check, check_file
+from benchmarks.methods.instantmesh import cameras, surface
+from benchmarks.methods.instantmesh.check import KINDS
 from benchmarks.methods.instantmesh.network import (
     PREFIX,
     PUBLISHED,
@@ -22,9 +24,8 @@ from benchmarks.methods.instantmesh.network import (
     InstantMesh,
     Sizes,
     TriplaneSizes,
-    built,
-    read_checkpoint,
 )
+from benchmarks.published import filled, read_published, under
 from geolrm.failures import BadInput
 from geolrm.meshing import Mesh
 
@@ -50,7 +51,8 @@ def small_network(seed: int = 0) -> InstantMesh:
 
 def test_it_is_found_and_all_its_files_count_for_its_hash():
     assert "instantmesh" in method_names()
-    assert {"network.py", "flexicubes.py", "surface.py", "__init__.py"} <= {f.name for f in sources("instantmesh")}
+    found = {file.name for file in sources("instantmesh")}
+    assert {"__init__.py", "network.py", "surface.py", "flexicubes.py", "pictures.py", "published.py"} <= found
 
 
 @pytest.mark.parametrize("variant", sorted(PUBLISHED))
@@ -66,7 +68,7 @@ def test_the_network_has_the_published_names_and_shapes(variant, shared):
 
 
 def test_every_recorded_output_is_reproduced(shared, capsys):
-    assert check(shared / "fixtures" / "instantmesh-parity") == 0
+    assert check_folder(KINDS, shared / "fixtures" / "instantmesh-parity") == 0
     assert "70 of 70" in capsys.readouterr().out
 
 
@@ -83,35 +85,30 @@ def changed(source, folder, change):
 
 def test_a_changed_number_face_or_name_is_found(shared, tmp_path):
     source = shared / "fixtures" / "instantmesh-parity" / "flexicubes.safetensors"
-    number = check_file(changed(source, tmp_path, lambda t: t["out.vertices_blob"][7].add_(2e-4)))
+    number = check_file(KINDS, changed(source, tmp_path, lambda t: t["out.vertices_blob"][7].add_(2e-4)))
     assert [d.output for d in number if not d.holds] == ["out.vertices_blob"]
     mirrored = check_file(
-        changed(source, tmp_path, lambda t: t.update({"out.faces_blob": t["out.faces_blob"].flip(1)}))
+        KINDS, changed(source, tmp_path, lambda t: t.update({"out.faces_blob": t["out.faces_blob"].flip(1)}))
     )
     assert [d.output for d in mirrored if not d.holds] == ["out.faces_blob"]
-    with pytest.raises(BadInput, match=r"only recorded.*out\.more"):
-        check_file(changed(source, tmp_path, lambda t: t.update({"out.more": torch.zeros(1)})))
+    with pytest.raises(ValueError, match=r"only recorded.*out\.more"):
+        check_file(KINDS, changed(source, tmp_path, lambda t: t.update({"out.more": torch.zeros(1)})))
     with pytest.raises(BadInput, match=r"in\.weight is missing"):
-        check_file(changed(source, tmp_path, lambda t: t.pop("in.weight")))
-
-
-def test_an_empty_folder_and_a_strange_file_fail(tmp_path):
-    assert check(tmp_path) == 1
-    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors", {"config": "{}"})
-    assert check(tmp_path) == 1
+        check_file(KINDS, changed(source, tmp_path, lambda t: t.pop("in.weight")))
 
 
 def test_weights_are_loaded_by_name_and_every_misfit_is_named(tmp_path):
     weights = {PREFIX + name: tensor for name, tensor in small_network().state_dict().items()}
     file = tmp_path / "small.ckpt"
     torch.save({"state_dict": weights | {"lpips.weight": torch.zeros(2)}, "epoch": 3}, file)
-    network = built(SMALL, read_checkpoint(file), file)
+    read = under(PREFIX, read_published(file))
+    network = filled(lambda: InstantMesh(SMALL), read, file)
     assert torch.equal(network.transformer.pos_embed, weights[PREFIX + "transformer.pos_embed"])
-    wrong = read_checkpoint(file)
+    wrong = dict(read)
     wrong["more"], wrong["transformer.norm.bias"] = torch.zeros(1), torch.zeros(3)
     del wrong["encoder.model.layernorm.weight"]
     with pytest.raises(BadInput) as error:
-        built(SMALL, wrong, file)
+        filled(lambda: InstantMesh(SMALL), wrong, file)
     for name in ("missing encoder.model.layernorm.weight", "extra more", "transformer.norm.bias is (3,)"):
         assert name in str(error.value)
 
@@ -124,34 +121,13 @@ class Harmful:
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     torch.save({"state_dict": Harmful()}, tmp_path / "bad.ckpt")
     with pytest.raises(BadInput, match="checkpoint_unreadable"):
-        read_checkpoint(tmp_path / "bad.ckpt")
+        read_published(tmp_path / "bad.ckpt")
 
 
 def test_absent_weights_say_how_to_get_them(tmp_path, monkeypatch):
     monkeypatch.setenv("GEOLRM_BASELINE_WEIGHTS", str(tmp_path))
     with pytest.raises(BadInput, match="TencentARC/InstantMesh"):
         load_method("instantmesh", context(tmp_path))
-
-
-def test_thirty_six_cases_are_critical_and_complements_cut_the_same_edges():
-    assert (flexicubes.CRITICAL_FACE >= 0).sum() == 36
-    assert torch.equal(flexicubes.LOOPS >= 0, (flexicubes.LOOPS >= 0).flip(0))
-
-
-def ball(cells: int, radius: float) -> tuple[torch.Tensor, torch.Tensor]:
-    points = flexicubes.lattice(cells, 2.1)
-    return points.norm(dim=-1) - radius, points
-
-
-def test_a_ball_is_closed_outward_and_on_the_sphere():
-    sdf, points = ball(32, 0.6)
-    vertices, faces = flexicubes.decode(sdf, points, 32)
-    assert (vertices.norm(dim=-1) - 0.6).abs().max() < 0.1 * 2.1 / 32
-    edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    assert {tuple(e) for e in edges.tolist()} == {tuple(e) for e in edges.flip(1).tolist()}
-    a, b, c = vertices[faces].unbind(1)
-    volume = (a * torch.linalg.cross(b, c)).sum() / 6
-    assert volume == pytest.approx(4 / 3 * math.pi * 0.6**3, rel=0.02)
 
 
 def test_marching_cubes_stay_within_a_cell_of_flexicubes():
@@ -199,8 +175,5 @@ def test_the_pictures_and_the_cameras_matter_and_their_order_does_not():
     assert not torch.allclose(planes, network(1 - pictures, numbers), atol=1e-5)
 
 
-def test_a_field_without_a_sign_change_is_no_surface():
-    sdf, points = ball(8, -1.0)
-    vertices, faces = flexicubes.decode(sdf, points, 8)
-    assert (len(vertices), len(faces)) == (0, 0)
+def test_a_density_that_is_nowhere_high_is_no_surface():
     assert len(surface.marching_cubes(torch.zeros(4, 4, 4), 10.0)[1]) == 0

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from benchmarks.fixtures import check_folder
 from benchmarks.methods import NotApplicable, lgm, load_method, sources
-from benchmarks.methods.lgm.check import check
+from benchmarks.methods.lgm.check import KINDS
 from benchmarks.methods.lgm.frame import FOV, Frame, quaternion_product, with_field_of_view
 from benchmarks.methods.lgm.network import LGM, Config
 from geolrm.cameras import Cameras, orbit
@@ -148,6 +148,13 @@ def test_turning_the_object_with_its_cameras_turns_the_gaussians(small):
     assert torch.allclose(turned.sh_dc, ours.sh_dc, atol=1e-3)
 
 
+def test_half_precision_products_change_little_and_leave_what_follows_in_float32(small, network):
+    full, half = small.reconstruct(INPUTS), lgm.method(network, "none", torch.bfloat16).reconstruct(INPUTS)
+    assert half.means.dtype == torch.float32
+    moved = (half.means - full.means).abs()
+    assert 1e-6 < moved.mean() < 0.01
+
+
 def test_what_it_cannot_take_is_not_applicable(small):
     with pytest.raises(NotApplicable, match="4 views, not 3"):
         small.reconstruct(INPUTS[:3])
@@ -206,25 +213,20 @@ def rewrite(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 def test_the_check_tells_a_planted_difference_and_names_what_is_missing(tmp_path, network, capsys):
     path = tmp_path / "any-name.safetensors"
     tensors = write_fixture(path, network)
-    assert check_folder(check, tmp_path) == 0
+    assert check_folder(KINDS, tmp_path) == 0
     rewrite(path, tensors | {"out.gaussians": tensors["out.gaussians"] + 2e-4})
-    assert check_folder(check, tmp_path) == 1
+    assert check_folder(KINDS, tmp_path) == 1
     assert "TOO FAR" in capsys.readouterr().out
     rewrite(path, tensors | {"mid.unheard_of": torch.zeros(1)})
-    with pytest.raises(ValueError, match=r"mid\.unheard_of"):
-        check_folder(check, tmp_path)
+    assert check_folder(KINDS, tmp_path) == 1
+    assert "only recorded ['mid.unheard_of']" in capsys.readouterr().out
     rewrite(path, {name: tensor for name, tensor in tensors.items() if name != "sd.conv.bias"})
-    with pytest.raises(BadInput, match=r"missing conv\.bias"):
-        check_folder(check, tmp_path)
-
-
-def test_an_empty_folder_is_no_success(tmp_path):
-    with pytest.raises(BadInput, match="no_fixtures"):
-        check_folder(check, tmp_path)
+    assert check_folder(KINDS, tmp_path) == 1
+    assert "missing conv.bias" in capsys.readouterr().out
 
 
 def test_the_public_code_is_reproduced(shared):
-    assert check_folder(check, shared / "fixtures" / "lgm-parity") == 0
+    assert check_folder(KINDS, shared / "fixtures" / "lgm-parity") == 0
 
 
 def test_the_recorded_loader_and_ours_see_the_same_frame(shared):

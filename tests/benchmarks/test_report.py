@@ -5,10 +5,20 @@ import re
 
 import numpy as np
 import pytest
-from synthetic_results import METHODS, OBJECTS, VIEWS, row, sweep_rows, write_lines, write_results, write_stats
+from synthetic_results import METHODS, OBJECTS, VIEWS, picture, row, sweep_rows, write_lines, write_results, write_stats
 
+from benchmarks import report
 from benchmarks.estimates import groups, summarise, summarise_group
-from benchmarks.report import PAPER_SWEEP, build
+from benchmarks.report import (
+    PAPER_SWEEP,
+    Page,
+    add_headline,
+    add_passport,
+    add_sweep,
+    build,
+    dataset_stats,
+    ranked_objects,
+)
 from benchmarks.rows import check_row
 from geolrm.failures import BadInput
 
@@ -147,3 +157,145 @@ def test_a_sweep_that_is_not_there_is_named(tmp_path):
     results = write_results(tmp_path / "smoke")
     with pytest.raises(BadInput, match="gso"):
         summarise(results, ["procedural", "gso"])
+
+
+def sections(folder, rows, *adders):
+    """The sections about a sweep of these rows alone."""
+    write_lines(folder / "smoke" / "sweep" / "made" / "rows.jsonl", rows)
+    summary, page = summarise(folder / "smoke"), Page()
+    for add in adders:
+        add(page, summary)
+    add_sweep(page, folder / "smoke", "made", summary["sweeps"]["made"])
+    return "\n".join(page.sections)
+
+
+def tables(text):
+    """Tables of a page: lists of lines, a line {head: (style, text)}."""
+    found = []
+    for table in re.findall(r"(?s)<table.*?</table>", text):
+        heads = re.findall(r"<th class=\"[^\"]*\">(.*?)</th>", table)
+        lines = [
+            re.findall(r"<td class=\"([^\"]*)\"[^>]*>(.*?)</td>", line)
+            for line in re.findall(r"<tr[^>]*>(.*?)</tr>", table)
+        ]
+        found.append([dict(zip(heads, line, strict=True)) for line in lines if line])
+    return [table for table in found if table]
+
+
+def test_the_best_method_is_bold_where_more_is_better_and_where_less_is(tmp_path):
+    made = [
+        row("geolrm", OBJECTS[0], 4) | {"psnr_foreground": 20.0, "cd_sum": 0.3},
+        row("visual_hull", OBJECTS[0], 4) | {"psnr_foreground": 18.0, "cd_sum": 0.1},
+        row("geolrm", OBJECTS[0], 8) | {"psnr_foreground": 15.0},
+    ]
+    ours, alone, hull = tables(sections(tmp_path, made))[0]
+    assert (ours["Foreground PSNR (dB)"], hull["Foreground PSNR (dB)"]) == (("best", "20.00"), ("", "18.00"))
+    assert (ours["Chamfer, sum"], hull["Chamfer, sum"]) == (("", "0.300"), ("best", "0.100"))
+    assert alone["Foreground PSNR (dB)"] == ("", "15.00")  # nobody to be better than
+
+
+def test_means_over_common_objects_stand_beside_those_over_all_and_a_failure_is_red(tmp_path):
+    made = [row(method, key, 4) for method in ("geolrm", "visual_hull") for key in OBJECTS]
+    made[0] |= {
+        "status": "failed",
+        "reason": "made up",
+        "psnr_foreground": 0.0,
+    }  # geolrm on the first, the hardest object
+    ours, hull = tables(sections(tmp_path, made))[0]
+    assert (ours["ok"], hull["ok"]) == (("bad", "2/3"), ("", "3/3"))
+    assert hull["Foreground PSNR (dB)"][1].startswith("16.00")
+    assert hull["Foreground PSNR (dB), common"][1].startswith("16.62")  # of the other two: 16 and 17.25
+    assert ours["Foreground PSNR (dB), common"][1].startswith("18.62")
+
+
+def test_a_gain_is_green_a_loss_red_and_bounds_run_from_low_to_high(tmp_path):
+    made = [row(method, key, 4) for method in ("geolrm", "visual_hull", "white") for key in OBJECTS]
+    for i, extra in enumerate((0.0, 0.5, 2.5)):
+        made[3 + i]["psnr_foreground"] += extra
+    made = [r | ({"psnr_foreground": 30.0} if r["method"] == "white" else {}) for r in made]
+    hull, white = tables(sections(tmp_path, made))[1]
+    style, shown = hull["4 views (dB)"]
+    mean, low, high = map(float, re.match(r"(\S+) <small>\[(\S+), (\S+)\]", shown).groups())
+    assert (style, mean) == ("good", 1.0)
+    assert low < mean < high
+    assert white["4 views (dB)"][0] == "bad"
+
+
+def test_an_arrow_says_which_way_is_better(page):
+    text = without_plotly(page)
+    assert "Foreground PSNR (dB) <small>↑</small>" in text
+    assert "Chamfer, sum <small>↓</small>" in text
+
+
+def test_the_table_of_objects_holds_every_row_or_says_where_the_rest_is(page, tmp_path, monkeypatch):
+    objects = next(t for t in tables(without_plotly(page)) if "object" in t[0])
+    assert len(objects) == len(sweep_rows())
+    assert {line["status"] for line in objects} == {
+        ("text", "ok"),
+        ("text", "empty"),
+    }  # white is empty by design: not red
+    monkeypatch.setattr(report, "MOST_ROWS", 2)
+    text = sections(tmp_path, sweep_rows())
+    assert "Every object, 48 rows (the first 2; all of them are in rows.jsonl)" in text
+    assert len(tables(text)[2]) == 2
+
+
+def test_the_best_object_is_best_on_average_over_the_view_counts(tmp_path):
+    made = [row("geolrm", key, views) for key in OBJECTS[:2] for views in (4, 8)]
+    for r, value in zip(made, (10.0, 30.0, 22.0, 22.0), strict=True):
+        r["psnr_foreground"] = value
+        picture(tmp_path / "artefacts" / "geolrm" / r["object"] / str(r["views"]) / "render.png", 1)
+    assert ranked_objects(tmp_path, made, "geolrm") == [(OBJECTS[1], 22.0), (OBJECTS[0], 20.0)]
+
+
+def test_the_headline_sets_the_method_beside_its_strongest_rival_at_the_fewest_and_the_most_views(tmp_path):
+    text = sections(tmp_path, sweep_rows(), add_headline)
+    cards = re.findall(r'<div class="card"><small>(.*?)</small><b>(.*?)</b><small>(.*?)</small>', text)
+    assert cards[:2] == [
+        ("geolrm, 4 views", "18.00 dB", "foreground PSNR · visual_hull: 16.00 dB"),
+        ("geolrm, 21 views", "21.59 dB", "foreground PSNR · visual_hull: 19.59 dB"),
+    ]
+    assert ("SSIM", "0.905 ", "at 21 views") in cards
+    assert f"<b>{12 * 'c'}</b>" in text  # the commit, cut to what tells it
+
+
+def test_training_is_told_in_seconds_shares_and_mebibytes(page):
+    text = without_plotly(page)
+    assert "500 steps in 125 s, 4.0% of it waiting for data, peak memory 900 MiB" in text
+    first, last, ratio = map(
+        float, re.search(r"loss (\S+) in the first tenth, (\S+) in the last \((\S+) of it", text).groups()
+    )
+    assert ratio == pytest.approx(last / first, abs=0.01)
+    assert ratio < 1
+    assert "Validation pictures, step-000500" in text
+
+
+def test_the_stats_of_shards_are_added_up_by_split(page, tmp_path):
+    write_stats(tmp_path)
+    (found,) = dataset_stats(tmp_path / "procedural" / "smoke").values()
+    assert found == {
+        **{"shards": 2, "drops": {"pose_not_rotation": 1}, "objects_in": 8, "objects_out": 7},
+        **{"bytes_in": 2**25, "bytes_out": 2**23, "seconds": 3.0},
+    }
+    (line,) = next(t for t in tables(without_plotly(page)) if "MiB in" in t[0])
+    shown = {name: text for name, (_, text) in line.items()}
+    assert (shown["shards"], shown["objects in"], shown["objects out"]) == ("2", "8", "7")
+    assert (shown["MiB in"], shown["MiB out"], shown["seconds"]) == ("32.0", "8.0", "3.0")
+
+
+def test_a_sweep_of_two_commits_is_marked_mixed_and_one_of_two_data_sets_has_a_heading_for_each(tmp_path):
+    made = [row("geolrm", OBJECTS[0], 4, "a"), row("geolrm", OBJECTS[1], 8, "b")]
+    made[1] |= {"passport": made[1]["passport"] | {"commit": "d" * 40}}
+    text = sections(tmp_path, made, add_passport)
+    passport = {line["field"][1]: line["value"][1] for line in tables(text)[0]}
+    assert "mixed" in passport["commit"]
+    assert "mixed" not in passport["seed"]
+    assert passport["input views, 8"] == "<code>[0, 3, 6, 9, 12, 15, 18, 21]</code>"
+    assert [
+        f"<h3>{name} · {count} objects</h3>" in text for name, count in (("all objects", 2), ("a", 1), ("b", 1))
+    ] == [True] * 3
+    assert "· 48" not in text
+
+
+def test_tables_sort_by_the_value_and_not_by_how_it_is_shown(page):
+    assert re.search(r'<td class="[^"]*" data-v="18.0">18.00 <small>', without_plotly(page))

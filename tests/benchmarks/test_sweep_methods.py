@@ -1,5 +1,6 @@
 """The controls of the sweep on closed forms."""
 
+import contextlib
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,13 @@ import torch
 from test_sweep_views import RADIUS, BallSample, ball_pictures, fibonacci_ball, paint
 
 from benchmarks import measure as measure_module
-from benchmarks.measure import measure
+from benchmarks.measure import Effort, measure
 from benchmarks.methods import Context, Method, Spec, gaussian_fitting, load_method, method_names, refine, sources, spec
 from benchmarks.methods.gaussian_fitting import fit
 from benchmarks.methods.mean_colour import half_spacing, mean_foreground_colour
 from benchmarks.methods.nearest_view import nearest
 from benchmarks.methods.visual_hull import carve, colour_from_views, surface_of, visible, visual_hull
+from benchmarks.stages import name_stage, stage
 from geolrm.config import load_params
 from geolrm.data.rig import orbit_inputs, render_rig
 from geolrm.failures import BadInput
@@ -160,9 +162,44 @@ def test_latency_is_the_median_of_calls_without_the_warm_up():
         time.sleep(0.2 if len(calls) == 1 else 0.02)
         return Gaussians.empty()
 
-    measured = measure(Method(slow_at_first), INPUTS, warm_up=True)
+    measured = measure(Method(slow_at_first), INPUTS, first=True)
     assert (len(calls), measured.runs) == (4, 3)
     assert 0.02 <= measured.latency_s < 0.15
+
+
+def test_named_stages_add_up_and_are_medians_of_the_timed_runs(monkeypatch):
+    import time
+
+    slow = torch.nn.Identity()
+    name_stage("network", slow)
+    slow.register_forward_pre_hook(lambda *_: time.sleep(0.02))
+
+    def reconstruct(views):
+        slow(torch.zeros(1))
+        for _ in range(2):
+            with stage("half"):
+                time.sleep(0.01)
+        time.sleep(0.02)  # no stage's own
+        return Gaussians.empty()
+
+    measured = measure(Method(reconstruct), INPUTS, first=True)
+    assert set(measured.stages) == {"network", "half"}
+    assert all(seconds >= 0.02 for seconds in measured.stages.values())
+    assert sum(measured.stages.values()) < measured.latency_s - 0.015 <= measured.latency_p90_s
+    reconstruct(INPUTS)  # outside a measurement the names cost nothing and keep nothing
+
+
+def test_a_stage_that_raises_leaves_no_stage_open():
+    broken = torch.nn.Linear(2, 2)
+    name_stage("network", broken)
+
+    def reconstruct(views):
+        with contextlib.suppress(RuntimeError):
+            broken(torch.zeros(3))
+        broken(torch.zeros(2))
+        return Gaussians.empty()
+
+    assert set(measure(Method(reconstruct), INPUTS, first=False).stages) == {"network"}
 
 
 def test_a_slow_method_is_timed_once_on_a_cpu():
@@ -172,7 +209,7 @@ def test_a_slow_method_is_timed_once_on_a_cpu():
         time.sleep(0.6)
         return Gaussians.empty()
 
-    measured = measure(Method(slow), INPUTS, warm_up=False)
+    measured = measure(Method(slow), INPUTS, first=False)
     assert measured.runs == 1
     assert math.isclose(measured.latency_s, 0.6, abs_tol=0.2)
 
@@ -185,9 +222,9 @@ def test_peak_memory_sees_what_the_method_held_for_a_moment():
         torch.ones(50_000_000)  # 200 MB
         return Gaussians.empty()
 
-    before = measure(Method(light), INPUTS, warm_up=False).peak_memory_bytes
-    peak = measure(Method(heavy), INPUTS, warm_up=False).peak_memory_bytes
-    after = measure(Method(light), INPUTS, warm_up=False).peak_memory_bytes
+    before = measure(Method(light), INPUTS, first=False).peak_memory_bytes
+    peak = measure(Method(heavy), INPUTS, first=False).peak_memory_bytes
+    after = measure(Method(light), INPUTS, first=False).peak_memory_bytes
     assert peak - before > 150_000_000
     assert peak - after > 150_000_000 or after == peak  # the kernel may refuse to start its record anew
 
@@ -241,5 +278,5 @@ def test_refine_starts_from_what_geolrm_gives(trained, monkeypatch):
 
 
 def test_a_slow_method_is_not_timed_again_and_again(monkeypatch):
-    monkeypatch.setattr(measure_module, "BUDGETS", {"cpu": 0.0, "cuda": 0.0})
-    assert measure(Method(lambda views: Gaussians.empty()), INPUTS, warm_up=False).runs == 1
+    monkeypatch.setattr(measure_module, "EFFORTS", {"cpu": (Effort(0, 3, 0.0),) * 2})
+    assert measure(Method(lambda views: Gaussians.empty()), INPUTS, first=False).runs == 1

@@ -18,8 +18,10 @@ from PIL import Image
 from benchmarks import sweep_views
 from benchmarks.artefacts import artefact_folder
 from benchmarks.methods import Method, NotApplicable, Reconstruction
+from benchmarks.published import UNTRAINED
 from benchmarks.rows import FIELDS, IDENTITY, PASSPORT, append_row, check_row, key_of, read_rows
 from benchmarks.scores import Scorer
+from benchmarks.summary import table
 from benchmarks.sweep_views import Arguments, DatasetSweep, check_apart, sweep, with_arguments
 from geolrm.cameras import Cameras
 from geolrm.config import load_params
@@ -160,6 +162,7 @@ def run(tmp_path, monkeypatch):
         listed=None,
         inputs="orbit",
         names=None,
+        untrained=False,
         **settings,
     ):
         def load(name, context):
@@ -174,7 +177,7 @@ def run(tmp_path, monkeypatch):
         device = torch.device("cpu")
         output = tmp_path / "sweep"
         facts = (whole, tmp_path, output, perceptual, device, dataset_hash, listed, inputs, names)
-        return DatasetSweep("balls", data, *facts).run()
+        return DatasetSweep("balls", data, *facts, untrained=untrained).run()
 
     return run
 
@@ -331,7 +334,13 @@ def test_full_geometry_is_measured_at_more_points_and_where_the_test_views_look(
 def test_each_set_of_inputs_is_a_sweep_of_its_own(tmp_path, monkeypatch, capsys, small):
     monkeypatch.setattr(sweep_views, "open_dataset", lambda folder, split: (Balls(BallSample("test-0")), "d"))
     arguments = Arguments(
-        params=small, methods=("white",), views=(4, 6), output=tmp_path / "out", device="cpu", objects=1
+        params=small,
+        methods=("white",),
+        views=(4, 6),
+        output=tmp_path / "out",
+        device="cpu",
+        objects=1,
+        processes="shared",
     )
     rows = sweep(replace(arguments, inputs=("orbit", "nested", "random"), dataset=("balls",)))
     assert set(rows) == {"balls", "balls-nested", "balls-random"} == {p.name for p in (tmp_path / "out").iterdir()}
@@ -555,6 +564,22 @@ def test_a_failing_method_becomes_a_row_and_the_sweep_goes_on(run, capsys):
     assert "Traceback" in shown.out + shown.err  # of the method that raised, for its author
 
 
+def test_random_weights_give_costs_and_no_score_and_never_without_being_asked_for(run, monkeypatch):
+    monkeypatch.setattr(sweep_views, "load_untrained", lambda name, context: Method(ball_gaussians, UNTRAINED))
+    methods = {"big": BadInput("weights_missing", "big.ckpt", "the published weights are not here"), "white": nothing}
+    (big,) = [row for row in run(methods) if row["method"] == "big"]
+    assert (big["status"], big["latency_s"]) == ("not_installed", None)
+    rows = run(methods, untrained=True)
+    (big,) = [row for row in rows if row["method"] == "big"]
+    assert (
+        (big["status"], big["reason"]) == ("cost_only", UNTRAINED) == ("cost_only", big["passport"]["checkpoint_hash"])
+    )
+    assert big["latency_s"] > 0 < big["peak_memory_bytes"]
+    assert big["psnr"] is big["cd_sum"] is big["mask_iou"] is None
+    assert "big" in table(rows)
+    assert run(methods) == rows  # they stay until there are weights
+
+
 def test_a_defect_in_a_method_is_not_hidden_in_a_row(run):
     with pytest.raises(AttributeError):
         run({"defect": lambda views: views.no_such_field})
@@ -669,7 +694,7 @@ def test_required_lpips_stops_the_sweep_before_anything_is_measured(tmp_path, mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("GEOLRM_LPIPS_WEIGHTS", raising=False)
     monkeypatch.setattr(sweep_views, "open_dataset", lambda folder, split: (Balls(BallSample("test-0")), "d"))
-    arguments = Arguments(params=small, methods=("white",), output=tmp_path / "out", device="cpu")
+    arguments = Arguments(params=small, methods=("white",), output=tmp_path / "out", device="cpu", processes="shared")
     with pytest.raises(BadInput, match="lpips_weights_missing"):
         sweep(replace(arguments, lpips="required"))
     assert not (tmp_path / "out").exists()
@@ -680,7 +705,7 @@ def test_auto_lpips_goes_on_with_one_loud_line_and_prints_lists_and_table(tmp_pa
     monkeypatch.delenv("GEOLRM_LPIPS_WEIGHTS", raising=False)
     monkeypatch.setattr(sweep_views, "open_dataset", lambda folder, split: (Balls(BallSample("test-0")), "d"))
     arguments = Arguments(params=small, methods=("white",), views=(6,), output=tmp_path / "out")
-    rows = sweep(replace(arguments, objects=1, device="cpu", dataset=("a", "b")))
+    rows = sweep(replace(arguments, objects=1, device="cpu", processes="shared", dataset=("a", "b")))
     shown = capsys.readouterr().out
     assert set(rows) == {"a", "b"}
     assert rows["a"][0]["lpips_alex"] is None

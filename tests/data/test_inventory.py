@@ -123,6 +123,7 @@ def test_stats_are_the_sums_over_the_shards(
     assert merged["bytes_out"] == sum(path.stat().st_size for path in (home / "shards").glob("*.tar"))
     assert merged["bytes_by_member"]["rgba"] == sum(m["size"] for m in members if m["name"].startswith("rgba."))
     assert merged["share_of_volume"] == sum(row["occupied_voxels"] for row in rows) / (4 * 16**3) > 0
+    assert merged["voxels_seen_by_fewer_than_two_views"] == sum(row["voxels_seen_once"] for row in rows) > 0
     assert data(monkeypatch, "stats", str(home)) == 0
     words = capsys.readouterr().out
     assert "4 (train 3, val 1)" in words
@@ -162,7 +163,7 @@ def verdict(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("fault: ")]
 
 
-@pytest.mark.parametrize("member", ["meta.json", "rgba.07.webp", "occupancy.zlib", "test.depth.15.png"])
+@pytest.mark.parametrize("member", ["meta.json", "rgba.07.webp", "occupancy.zlib", "test.depth.15.jls"])
 def test_verify_names_the_file_and_the_member_of_a_changed_byte(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], member: str
 ) -> None:

@@ -1,6 +1,7 @@
 """Claims about reading: only what is asked for, in an order that ranks and restarts agree on, and damage is named."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from spheres import build_all, sphere_object
 
 from geolrm.data import loader, shards
-from geolrm.data.loader import ShardDataset, batches, order
+from geolrm.data.loader import ShardDataset, batches, order, stream
 from geolrm.failures import BadInput
 
 
@@ -48,8 +49,8 @@ def test_a_sample_is_the_object_that_went_in(home: Path) -> None:
 
 def test_only_the_picked_views_are_decoded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
-    real = shards.decode_rgba
-    monkeypatch.setattr(shards, "decode_rgba", lambda data: decoded.append(len(data)) or real(data))
+    real = shards.decode_pixels
+    monkeypatch.setattr(shards, "decode_pixels", lambda data: decoded.append(len(data)) or real(data))
     ShardDataset(home, "train").sample(0).views([1, 7, 30])
     assert len(decoded) == 3
 
@@ -95,6 +96,45 @@ def test_a_run_that_starts_at_a_step_sees_what_an_unbroken_one_sees(start: int) 
     unbroken = list(itertools.islice(batches(7, 3, 2, 1, 2), 30))
     resumed = list(itertools.islice(batches(7, 3, 2, 1, 2, start_step=start), 30 - start))
     assert resumed == unbroken[start:]
+
+
+def test_a_stream_resumes_at_any_sample_without_going_through_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    unbroken = list(itertools.islice(stream(7, 3, 0), 40))
+    for start in range(33):
+        assert list(itertools.islice(stream(7, 3, start), 7)) == unbroken[start : start + 7]
+    epochs: list[int] = []
+    real = loader.order
+    monkeypatch.setattr(loader, "order", lambda count, seed, epoch: epochs.append(epoch) or real(count, seed, epoch))
+    next(stream(7, 3, 7 * 1000 + 2))
+    assert epochs == [1000]
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 2), (2, 1), (3, 2)])
+def test_ranks_with_workers_see_every_object_of_uneven_shards_once_an_epoch(
+    home: Path, world: int, workers: int
+) -> None:
+    data = ShardDataset(home, "train")
+    shard_sizes = Counter(data._rows["shard"].to_pylist()).values()
+    assert sorted(shard_sizes) == [1, 2, 2]
+    epochs, seen = 3, []
+    for rank in range(world):
+        places = itertools.islice(stream(len(data), 11, rank, world), len(range(rank, epochs * len(data), world)))
+        sampler = [index for _, index in places]
+        loaded = torch.utils.data.DataLoader(Keys(data), batch_size=None, sampler=sampler, num_workers=workers)
+        seen += list(zip(range(rank, epochs * len(data), world), loaded, strict=True))
+    keys = [key for _, key in sorted(seen)]
+    for epoch in range(epochs):
+        assert sorted(keys[epoch * 5 : epoch * 5 + 5]) == data.keys
+
+
+class Keys(torch.utils.data.Dataset[str]):
+    """The key of each object, from its sample as read from the shard."""
+
+    def __init__(self, data: ShardDataset) -> None:
+        self.data = data
+
+    def __getitem__(self, index: int) -> str:
+        return str(self.data.sample(index).meta["key"])
 
 
 def test_a_torch_data_loader_with_workers_can_wrap_the_dataset(home: Path) -> None:

@@ -4,12 +4,14 @@ import io
 import json
 import re
 import tarfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from imagecodecs import jpegls_decode
 from PIL import Image
 from spheres import sphere_object, write_spheres
 
@@ -53,6 +55,42 @@ def test_colour_is_kept_to_the_bit_also_where_alpha_is_zero() -> None:
     noise[3, :10] = 0
     colour, alpha = shards.decode_rgba(shards.encode_rgba(noise[:3], noise[3:]))
     assert torch.equal(torch.cat([colour, alpha]), noise)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((64, 64), (56, 56)),
+        ((37, 41), (23, 19)),
+        ((20, 30), (64, 31)),
+        ((2, 3), (4, 4)),
+        ((9, 9), (2, 3)),
+        ((7, 9), (7, 9)),
+    ],
+)
+def test_what_is_read_at_another_size_is_what_plain_torch_resizes(
+    before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    """Alpha and visible colour to a hundredth of an 8-bit step, depth to the bit."""
+    draw = torch.Generator().manual_seed(0)
+    rgba = torch.randint(0, 256, (2, 4, *before), generator=draw)
+    rgba[:, 3] = (2 * rgba[:, 3] - 200).clamp(0, 255)
+    rgba[0, 3, : before[0] // 3] = 0  # clear rows and a clear margin
+    rgba[1, 3, :, : before[1] // 2] = 0
+    picture = rgba.float() / 255
+    depth = torch.randint(0, 9000, (2, *before), generator=draw).clamp(min=800) - 800
+    depth = torch.where(depth > 0, 1 + depth * shards.DEPTH_STEP, 0.0)
+    cameras = Cameras(torch.eye(4).expand(2, 4, 4), torch.eye(3).expand(2, 3, 3))
+    expected = Views("noise", cameras, picture[:, :3], picture[:, 3:], depth).resized(*after)
+    assert expected.depth is not None
+    for i in range(2):
+        colour, alpha = torch.zeros(3, *after), torch.zeros(1, *after)
+        shards.fill_picture(shards.decode_pixels(shards.encode_rgba(picture[i, :3], picture[i, 3:])), colour, alpha)
+        assert (alpha - expected.alpha[i]).abs().max() < 2e-5
+        assert ((colour - expected.colour[i]) * expected.alpha[i]).abs().max() < 4e-5
+        scale, offset = shards.depth_code(depth[i], "here")
+        read = shards.decode_depth(shards.encode_depth(depth[i], scale, offset), scale, offset, after)
+        assert torch.equal(read, expected.depth[i])
 
 
 def test_an_opaque_picture_keeps_its_alpha() -> None:
@@ -104,6 +142,28 @@ def test_the_label_is_what_the_kept_views_hit_and_no_test_view_adds_to_it(job: S
     points = obj.views.cameras.unproject(obj.views.depth)[obj.views.depth > 0]
     expected = {tuple(row) for row in torch.floor((points + 0.5) * 16).long().tolist()}
     assert {tuple(row) for row in grid.nonzero().tolist()} == expected
+
+
+def test_stats_count_the_voxels_that_fewer_than_two_views_see_and_the_share_of_the_volume(job: ShardJob) -> None:
+    stats = json.loads(job.stats.read_bytes())["occupancy"]
+    metas = [json.loads(members_of(job.tar, f"train-0000{i}")["meta.json"]) for i in range(2)]
+    assert stats["voxels"] == sum(meta["occupied_voxels"] for meta in metas)
+    assert stats["share_of_volume"] == stats["voxels"] / (2 * 16**3)
+    expected = 0
+    for i, meta in enumerate(metas):
+        views = sphere_object(f"train-0000{i}").views
+        assert views.depth is not None
+        views_of_voxel = Counter(
+            voxel
+            for view in meta["source_views"]
+            for voxel in set(voxels_of(views.cameras[view].unproject(views.depth[view])[views.depth[view] > 0]))
+        )
+        expected += sum(count < 2 for count in views_of_voxel.values())
+    assert stats["seen_once"] == expected > 0
+
+
+def voxels_of(points: torch.Tensor) -> list[tuple[int, ...]]:
+    return [tuple(row) for row in torch.floor((points + 0.5) * 16).long().tolist()]
 
 
 def test_roles_are_24_orbit_12_ring_top_and_bottom(job: ShardJob) -> None:
@@ -171,9 +231,9 @@ def test_a_stray_depth_is_taken_for_no_surface_and_counted() -> None:
     assert count == 2
     assert cleaned.depth is not None
     assert torch.equal(cleaned.depth, views.depth)
-    grid, refused = shards.label(cleaned, 16, count)
-    assert refused == 2
-    assert torch.equal(grid, shards.label(views, 16)[0])
+    found = shards.label(cleaned, 16, count)
+    assert found.refused == 2
+    assert torch.equal(found.grid, shards.label(views, 16).grid)
 
 
 def test_every_hash_in_the_metadata_is_that_of_its_member(job: ShardJob) -> None:
@@ -232,7 +292,10 @@ def kind_of(name: str, data: bytes, meta: dict[str, object]) -> str:
 
         side = round((8 * len(zlib.decompress(data))) ** (1 / 3))
         return f"bits ({side}, {side}, {side})"
-    array = np.load(io.BytesIO(data)) if name.endswith(".npy") else np.array(Image.open(io.BytesIO(data)))
+    if name.endswith(".npy"):
+        array = np.load(io.BytesIO(data))
+    else:
+        array = jpegls_decode(data) if name.endswith(".jls") else np.array(Image.open(io.BytesIO(data)))
     return f"{array.dtype} {array.shape}"
 
 

@@ -2,15 +2,14 @@
 
 import hashlib
 import io
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from misbehaving_server import Page, serving
 from safetensors.torch import load_file, save_file
 
+from geolrm.download import Manners
 from geolrm.failures import BadInput
-from geolrm.metrics import perceptual
 from geolrm.metrics.perceptual import (
     COMMAND,
     FILES,
@@ -128,114 +127,65 @@ def test_a_damaged_backbone_is_refused_and_never_replaced_by_random_weights(shar
         Lpips("alex", file)
 
 
-class Torchvision(ThreadingHTTPServer):
-    """A server that stands in for torchvision's; `cuts` says after how many bytes the next answers break off."""
-
-    def __init__(self, files):
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.files, self.asked, self.cuts = files, [], []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-        self.urls = {
-            net: f"http://127.0.0.1:{self.server_port}/{name}" for net, name in zip(LAYERS, files, strict=True)
-        }
-
-
-class Answer(BaseHTTPRequestHandler):
-    def do_GET(self):
-        name = self.path.lstrip("/")
-        start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-        self.server.asked.append((name, start))
-        content = self.server.files.get(name, b"")[start:]
-        if not content:
-            self.send_error(416 if name in self.server.files else 404)
-            return
-        self.send_response(206)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content[: self.server.cuts.pop(0)] if self.server.cuts else content)
-
-    def log_message(self, *arguments):
-        pass
+QUICK = Manners(requests_per_second=1e4, timeout=0.2, attempts=3, backoff=0.0)
 
 
 @pytest.fixture
-def torchvision_here(monkeypatch):
-    """Small states under torchvision's kind of name, one in each of torch's two formats, with layers beside the features."""
-    monkeypatch.setattr(perceptual, "PAUSE", 0.0)
-    files = {}
-    for net, layers in LAYERS.items():
-        state = {f"features.{n}.{kind}": torch.ones(2) * n for n in layers for kind in ("weight", "bias")}
-        stream = io.BytesIO()
-        torch.save(
-            state | {"classifier.1.weight": torch.zeros(3)}, stream, _use_new_zipfile_serialization=net == "alex"
-        )
-        content = stream.getvalue()
-        files[f"{net}-owt-{hashlib.sha256(content).hexdigest()[:8]}.pth"] = content
-    server = Torchvision(files)
-    yield server
-    server.shutdown()
-    server.server_close()
+def torchvision_here():
+    """A server with small states under torchvision's kind of name, one in each of torch's two formats; its URLs by network."""
+    with serving() as server:
+        urls = {}
+        for net, layers in LAYERS.items():
+            state = {f"features.{n}.{kind}": torch.ones(2) * n for n in layers for kind in ("weight", "bias")}
+            state["classifier.1.weight"] = torch.zeros(3)
+            stream = io.BytesIO()
+            torch.save(state, stream, _use_new_zipfile_serialization=net == "alex")
+            name = f"/{net}-owt-{hashlib.sha256(stream.getvalue()).hexdigest()[:8]}.pth"
+            server.pages[name], urls[net] = Page(stream.getvalue()), server.url + name
+        yield server, urls
 
 
 def names_of(net):
     return {f"features.{n}.{kind}" for n in LAYERS[net] for kind in ("weight", "bias")}
 
 
-def test_weights_are_fetched_once_into_the_cache(torchvision_here, tmp_path):
-    files = fetch_weights(urls=torchvision_here.urls)
-    assert files == [weights_file(net) for net in LAYERS] == fetch_weights(urls=torchvision_here.urls)
-    assert len(torchvision_here.asked) == 2
+def test_weights_are_fetched_once_into_the_cache_with_a_bar_that_knows_its_end(torchvision_here, tmp_path, capsys):
+    server, urls = torchvision_here
+    files = fetch_weights(urls=urls, manners=QUICK)
+    assert files == [weights_file(net) for net in LAYERS] == fetch_weights(urls=urls, manners=QUICK)
+    assert len(server.requests) == 2
     for net, file in zip(LAYERS, files, strict=True):
         stored = load_file(file)
         assert set(stored) == names_of(net)
         assert all((stored[name] == int(name.split(".")[1])).all() for name in stored)
     assert sorted(path.name for path in (tmp_path / "cache" / "geolrm").iterdir()) == sorted(FILES.values())
-
-
-def test_a_download_that_breaks_off_is_taken_up_where_it_broke(torchvision_here):
-    torchvision_here.cuts = [1000, 500]
-    fetch_weights(urls=torchvision_here.urls)
-    alex, vgg = torchvision_here.files
-    assert torchvision_here.asked == [(alex, 0), (alex, 1000), (alex, 1500), (vgg, 0)]
+    assert capsys.readouterr().err.count("100%") == 2
 
 
 def test_what_a_failed_fetch_left_is_taken_up_by_the_next_one(torchvision_here):
-    alex, vgg = torchvision_here.files
-    torchvision_here.cuts = [len(torchvision_here.files[alex]), 600, 0, 0, 0]
-    with pytest.raises(BadInput, match="download_failed") as stop:
-        fetch_weights(urls=torchvision_here.urls)
-    assert f"it ended after 600 of {len(torchvision_here.files[vgg]):,} bytes" in stop.value.detail
+    server, urls = torchvision_here
+    address = "/" + urls["vgg"].rpartition("/")[2]
+    server.faults[address] = ["stall"] * QUICK.attempts
+    with pytest.raises(BadInput, match="network_stall"):
+        fetch_weights(urls=urls, manners=QUICK)
     assert weights_file("alex") is not None
     assert weights_file("vgg") is None
-    torchvision_here.asked.clear()
-    fetch_weights(urls=torchvision_here.urls)
-    assert torchvision_here.asked == [(vgg, 600)]
+    server.requests.clear()
+    fetch_weights(urls=urls, manners=QUICK)
+    [(path, given)] = server.requests
+    assert path == address
+    assert int(given.removeprefix("bytes=").removesuffix("-")) > 0
 
 
-def test_a_download_that_is_not_what_its_name_says_is_refused_and_not_kept(torchvision_here):
-    alex = next(iter(torchvision_here.files))
-    whole = torchvision_here.files[alex]
-    torchvision_here.files[alex] = whole[:-1] + bytes([whole[-1] ^ 1])
-    with pytest.raises(BadInput, match="download_damaged"):
-        fetch_weights(urls=torchvision_here.urls)
-    assert weights_file("alex") is None
-    torchvision_here.files[alex] = whole
-    fetch_weights(urls=torchvision_here.urls)
-    assert [start for _, start in torchvision_here.asked] == [0, 0, 0]
-
-
-def test_leftovers_longer_than_the_file_are_fetched_anew(torchvision_here, tmp_path):
-    (tmp_path / "cache" / "geolrm").mkdir(parents=True)
-    (tmp_path / "cache" / "geolrm" / f"{FILES['alex']}.download").write_bytes(b"x" * 1_000_000)
-    fetch_weights(urls=torchvision_here.urls)
-    assert [start for _, start in torchvision_here.asked] == [1_000_000, 0, 0]
-
-
-def test_an_address_that_is_gone_is_said_at_once(torchvision_here):
-    torchvision_here.urls["alex"] += "x"
-    with pytest.raises(BadInput, match="404"):
-        fetch_weights(urls=torchvision_here.urls)
-    assert len(torchvision_here.asked) == 1
+def test_a_download_that_is_not_what_its_name_says_is_refused_and_not_kept(torchvision_here, tmp_path):
+    server, urls = torchvision_here
+    address = "/" + urls["alex"].rpartition("/")[2]
+    server.faults[address] = ["wrong", "wrong"]
+    with pytest.raises(BadInput, match="hash_mismatch"):
+        fetch_weights(urls=urls, manners=QUICK)
+    assert list((tmp_path / "cache" / "geolrm").iterdir()) == []
+    fetch_weights(urls=urls, manners=QUICK)
+    assert server.asked(address) == [None, None, None]
 
 
 def test_the_addresses_are_torchvisions_with_the_hashes_that_its_names_carry():

@@ -1,9 +1,9 @@
 """CRM (Wang et al. 2024): six faces with coordinate maps to a mesh, re-implemented here from its paper and public facts.
 
-In: six pictures with depth of the cameras of `faces.own_cameras`, in its order; nothing else is its input. Out: round, opaque
-Gaussians on the vertices of its mesh, which `mesh_of_views` gives itself. Convention: the width of the pictures is the
-triplane's side; the noise that the network wants is drawn from a fixed seed. Trade: its rays are parallel, ours of 5 degrees
-nearly so; what a coordinate map's numbers mean is inferred (`faces.py`). Verified by recorded outputs (`check FOLDER`).
+In: six pictures with depth of the cameras of `faces.own_cameras`, in its order; nothing else is its input. Out: its mesh in the
+object frame and pictures of it, coloured point by point. Convention: the width of the pictures is the triplane's side; the
+noise that the network wants is drawn from a fixed seed. Trade: its rays are parallel, ours of 5 degrees nearly so; what a
+coordinate map's numbers mean is inferred (`faces.py`). Verified by recorded outputs (`check FOLDER`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.methods import Context, Method, NotApplicable, Spec
+from benchmarks.methods import Context, Method, NotApplicable, Prediction, Spec
 from benchmarks.methods.crm.faces import (
     FACES,
     GREY,
@@ -24,10 +24,12 @@ from benchmarks.methods.crm.faces import (
     noised,
     own_cameras,
 )
-from benchmarks.methods.crm.network import CRM
+from benchmarks.methods.crm.network import CRM, Config
 from benchmarks.methods.crm.surface import CELLS, colours_at, mesh_of
-from benchmarks.methods.mean_colour import half_spacing, round_gaussians
-from benchmarks.published import UNTRAINED, VARIABLE, filled, published_file, read_published
+from benchmarks.pictures import coloured_mesh
+from benchmarks.published import DIFFERS, UNTRAINED, VARIABLE, filled, published_file, read_published
+from benchmarks.stages import stage
+from geolrm.data.raycast import import_open3d
 from geolrm.files import sha256_of
 from geolrm.gaussians import Gaussians
 from geolrm.meshing import Mesh
@@ -41,7 +43,6 @@ SPEC = Spec(
     licence="code of this repository Apache-2.0, written from the paper; public code and weights MIT",
     weights=f"{FILE} of {REPOSITORY} on Hugging Face, in the folder {VARIABLE}",
 )
-DIFFERS = "other objects (lists unpublished), cameras, renders and scripts than here"
 PAPER = (  # CD is the sum of both unsquared directions in [-1, 1]^3; CRM's own paper has 30 GSO objects and another box
     {
         **{"table": "GeoLRM, GSO", "differs": f"100 objects; how CRM was given posed pictures is not said; {DIFFERS}"},
@@ -57,6 +58,12 @@ PAPER = (  # CD is the sum of both unsquared directions in [-1, 1]^3; CRM's own 
         **{"psnr": 22.20, "ssim": 0.891, "lpips": 0.150, "cd_sum": 0.252, "fscore_0.2": 0.787},
     },
 )
+OWN = (
+    "unet2",
+    "sdfMlp",
+    "rgbMlp",
+    "weightMlp",
+)  # parts of the network; the public code would not notice others in the file
 SEED = 0  # of the noise
 SAME = 1e-3  # by how much a camera's axes may be off
 MAX_FOV = 10.0  # degrees, beyond which rays are no longer nearly parallel
@@ -75,46 +82,58 @@ def half_width_of(views: Views) -> float:
     return cameras.positions[0].norm().item() * 0.5 / focal
 
 
-def mesh_of_views(network: CRM, views: Views, side: int, cells: int = CELLS) -> Mesh:
-    """The mesh of CRM's six faces in the object frame, on the CPU; possibly empty. Raises as `half_width_of`."""
-    half_width = half_width_of(views)
+def triplane_of(network: CRM, views: Views, half_width: float) -> Tensor:
+    """(C, S, 3 S) planes of the six faces."""
+    side = network.unet2.learned_plane.shape[-2]
     views = views.resized(side, side)
     picture = arranged(views.composited(GREY), coordinate_maps(views, half_width))[None]
     draw = torch.randn(picture.shape, generator=torch.Generator().manual_seed(SEED)).to(picture)
     time = torch.full((1,), TIME, device=picture.device)
-    triplane = network.unet2(noised(picture, NOISE_DEVIATION * draw + NOISE_MEAN), time)[0]
-    vertices, faces = mesh_of(network, triplane, cells)
-    colours = colours_at(network, triplane, vertices)
-    return Mesh(to_object(vertices, half_width).cpu(), faces.flip(-1).cpu(), colours.cpu())
+    planes: Tensor = network.unet2(noised(picture, NOISE_DEVIATION * draw + NOISE_MEAN), time)[0]
+    return planes
 
 
-def to_object(vertices: Tensor, half_width: float) -> Tensor:
-    """Triplane coordinates (N, 3) in the object frame."""
-    return vertices * vertices.new_tensor(TRIPLANE_AXES) * half_width
-
-
-def method(network: CRM, checkpoint: str) -> Method:
+def method(network: CRM, checkpoint: str, cells: int = CELLS) -> Method:
     """The method of a network in eval mode on its device."""
-    side = network.unet2.learned_plane.shape[-2]
 
     @torch.no_grad()
-    def reconstruct(views: Views) -> Gaussians:
-        mesh = mesh_of_views(network, views, side)
-        if not len(mesh.vertices):
-            return Gaussians.empty(views.colour.device)
-        spacing = half_spacing(mesh.vertices, 1 / CELLS)
-        return round_gaussians(mesh.vertices, mesh.colours, spacing).to(views.colour.device)
+    def reconstruct(views: Views) -> Prediction:
+        half_width = half_width_of(views)
+        with stage("network"):
+            planes = triplane_of(network, views, half_width)
+        with stage("mesh"):
+            vertices, faces = mesh_of(network, planes, cells)
+        if not len(faces):
+            return Gaussians.empty(planes.device)
+        to_object = half_width * planes.new_tensor(TRIPLANE_AXES)
+
+        def colour(points: Tensor) -> Tensor:
+            return colours_at(network, planes, points / to_object)
+
+        with stage("colours"):
+            colours = colours_at(network, planes, vertices)
+        return coloured_mesh(Mesh(vertices * to_object, faces.flip(-1), colours), colour)
 
     return Method(reconstruct, checkpoint)
 
 
 def load(context: Context) -> Method:
-    """Raises `BadInput` where the weights are missing, damaged, or not exactly CRM's by names and shapes."""
+    """Raises `BadInput` where the weights are missing, damaged, or not exactly CRM's; `Open3DMissing` without Open3D."""
+    import_open3d()
     file = published_file(REPOSITORY, FILE)
-    return method(filled(CRM, read_published(file), file).to(context.device), sha256_of(file))
+    tensors = read_published(file)
+    own = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] in OWN}
+    if others := sorted(tensors.keys() - own):
+        print(f"{file}: {len(others)} tensors are of no part of the network and left aside, {others[0]} for one")
+    return method(filled(CRM, own, file).to(context.device), sha256_of(file))
+
+
+def drawn(device: torch.device, config: Config, cells: int = CELLS) -> Method:
+    """The same with random weights, for rows of latency and memory alone: its mesh is a rough ball, whatever is shown."""
+    with device:
+        return method(CRM(config).eval(), UNTRAINED, cells)
 
 
 def untrained(context: Context) -> Method:
-    """The same with random weights, for rows of latency and memory alone: its Gaussians mean nothing."""
-    with torch.device(context.device):
-        return method(CRM().eval(), UNTRAINED)
+    """`drawn` in its published size."""
+    return drawn(context.device, Config())

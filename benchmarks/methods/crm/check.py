@@ -1,19 +1,15 @@
 """CRM against recorded outputs of its public modules: arrangement, U-Net, decoding.
 
-In: one fixture. Out: every recorded output, computed anew. Convention: meshes have no order, so ours is brought into the
-recorded one: vertices by nearness, faces by their smallest vertex. Trade: an intermediate output stored at every fourth pixel
-is told by its shape. Verified by planted breaks in the tests.
+In: one fixture. Out: every recorded output, computed anew. Convention: a mesh is brought into the recorded order. Trade: an
+intermediate output stored at every fourth pixel is told by its shape. Verified by planted breaks in the tests.
 """
 
 from __future__ import annotations
 
-import re
-
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor
 
-from benchmarks.fixtures import Fixture, outputs_of
+from benchmarks.fixtures import Fixture, faces_in_order, outputs_of, renamed, vertex_order
 from benchmarks.flexicubes import cell_corners, lattice
 from benchmarks.methods.crm.faces import TIME, WIDE_ORDER, alphas_cumprod, arranged, noised
 from benchmarks.methods.crm.network import PICTURE_CHANNELS, Config, Decoder, TriplaneUNet, features_at
@@ -26,17 +22,6 @@ PARTS = (  # names of intermediate outputs, and the parts of the network that th
     (r"mid\.(down|up)(\d+)_resnet(\d+)", r"unet.\1_blocks.\2.resnets.\3"),
     (r"mid\.(down|up)(\d+)_attn(\d+)", r"unet.\1_blocks.\2.attentions.\3"),
 )
-
-
-def check(fixture: Fixture) -> dict[str, Tensor]:
-    """The recorded outputs, computed anew. Raises ValueError for a file that is of no known kind."""
-    if "rgb" in fixture.inputs:
-        return check_arrangement(fixture)
-    if "x" in fixture.inputs:
-        return check_unet(fixture)
-    if "triplane" in fixture.inputs:
-        return check_decoding(fixture)
-    raise ValueError(f"{fixture.file}: neither of the arrangement, nor of the U-Net, nor of the decoding")
 
 
 def check_arrangement(fixture: Fixture) -> dict[str, Tensor]:
@@ -75,15 +60,9 @@ def config_of(fixture: Fixture) -> Config:
 def check_unet(fixture: Fixture) -> dict[str, Tensor]:
     """The triplane and intermediate outputs."""
     network = filled(lambda: TriplaneUNet(config_of(fixture)), fixture.weights, fixture.file)
-    parts = {
-        name: re.sub(pattern, part, name)
-        for name in fixture.recorded
-        for pattern, part in PARTS
-        if re.fullmatch(pattern, name)
-    }
-    results: list[Tensor] = []
-    ours = outputs_of(network, parts, lambda: results.append(network(fixture.inputs["x"], fixture.inputs["t"])))
-    return {name: like(tensor, fixture.recorded[name]) for name, tensor in ours.items()} | {"out.triplane": results[0]}
+    x, time = fixture.inputs["x"], fixture.inputs["t"]
+    triplane, ours = outputs_of(network, PARTS, fixture.recorded, lambda: network(x, time))
+    return {name: like(tensor, fixture.recorded[name]) for name, tensor in ours.items()} | {"out.triplane": triplane}
 
 
 def like(ours: Tensor, recorded: Tensor) -> Tensor:
@@ -103,11 +82,10 @@ def check_decoding(fixture: Fixture) -> dict[str, Tensor]:
     found = field(decoder, triplane, cells, radius, scale)
     every = torch.arange(cells**3)
     vertices, faces = mesh_of(decoder, triplane, cells, radius, scale)
-    place, numbered = in_order_of(vertices, faces, fixture.recorded["out.mesh_verts"])
-    exported, export_faces = to_export(vertices, faces)
-    export_place, export_numbered = in_order_of(exported, export_faces, fixture.recorded["out.export_verts"])
-    for name in ("out.mesh_faces", "out.export_faces"):
-        fixture.recorded[name] = without_order(fixture.recorded[name])
+    recorded = fixture.recorded
+    order = vertex_order(vertices, recorded["out.mesh_verts"], fixture.file)
+    exported = vertices[:, [0, 2, 1]] * vertices.new_tensor([1, 1, -1])  # of the OBJ: y up, faces turned outwards
+    export_order = vertex_order(exported, recorded["out.export_verts"], fixture.file)
     return {
         "const.grid_verts": lattice(cells, 2.0),
         "const.grid_cubes": cell_corners(every, cells),
@@ -118,35 +96,14 @@ def check_decoding(fixture: Fixture) -> dict[str, Tensor]:
         "mid.sdf": found.distance[None],
         "mid.deformation": found.deformation[None],
         "mid.verts_deformed": found.positions,
-        "out.mesh_verts": vertices[place],
-        "out.mesh_faces": numbered,
-        "out.mesh_colours": colours_at(decoder, triplane, vertices)[place],
-        "out.export_verts": exported[export_place],
-        "out.export_faces": export_numbered,
+        "out.mesh_verts": vertices[order],
+        "out.mesh_faces": faces_in_order(renamed(faces, order), recorded["out.mesh_faces"], fixture.file),
+        "out.mesh_colours": colours_at(decoder, triplane, vertices)[order],
+        "out.export_verts": exported[export_order],
+        "out.export_faces": faces_in_order(
+            renamed(faces.flip(-1), export_order), recorded["out.export_faces"], fixture.file
+        ),
     }
 
 
-def to_export(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
-    """The OBJ's frame, y up, and faces turned outwards."""
-    x, y, z = vertices.unbind(-1)
-    return torch.stack([x, z, -y], dim=-1), faces.flip(-1)
-
-
-def in_order_of(vertices: Tensor, faces: Tensor, recorded: Tensor) -> tuple[Tensor, Tensor]:
-    """For each recorded vertex the nearest of ours; our faces by recorded vertices, in no order.
-
-    Raises ValueError where the two have not as many vertices.
-    """
-    if vertices.shape != recorded.shape:
-        raise ValueError(f"the mesh has {len(vertices)} vertices, the recorded one {len(recorded)}")
-    nearest = torch.from_numpy(cKDTree(vertices.numpy()).query(recorded.numpy())[1])
-    back = torch.from_numpy(cKDTree(recorded.numpy()).query(vertices.numpy())[1])
-    return nearest, without_order(back[faces])
-
-
-def without_order(faces: Tensor) -> Tensor:
-    """Faces (F, 3) each from its smallest vertex on, sorted; their orientation stays."""
-    first = faces.long().argmin(dim=1, keepdim=True)
-    turned = faces.long().gather(1, (first + torch.arange(3)) % 3)
-    rows = sorted(turned.tolist())
-    return torch.tensor(rows, dtype=torch.long).reshape(-1, 3)
+KINDS = {"in.rgb": check_arrangement, "in.x": check_unet, "in.triplane": check_decoding}

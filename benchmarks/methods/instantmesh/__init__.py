@@ -12,18 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.methods import Context, Method, NotApplicable, Prediction, Reconstruction, Spec
+from benchmarks.methods import Context, Method, NotApplicable, Prediction, Spec
 from benchmarks.methods.instantmesh.cameras import OBJECT_SCALE, in_their_frame, input_numbers
-from benchmarks.methods.instantmesh.network import PUBLISHED, InstantMesh, SurfaceDecoder, built, read_checkpoint
-from benchmarks.methods.instantmesh.pictures import mesh_pictures
+from benchmarks.methods.instantmesh.network import PREFIX, PUBLISHED, InstantMesh, Sizes, SurfaceDecoder
 from benchmarks.methods.instantmesh.surface import colours_at, mesh_of
-from benchmarks.published import UNTRAINED, VARIABLE, published_file
-from geolrm.cameras import Cameras
+from benchmarks.pictures import coloured_mesh
+from benchmarks.published import DIFFERS, UNTRAINED, VARIABLE, filled, published_file, read_published, under
+from benchmarks.stages import stage
 from geolrm.data.raycast import import_open3d
 from geolrm.files import sha256_of
 from geolrm.gaussians import Gaussians
 from geolrm.meshing import Mesh
-from geolrm.rendering import Rendering
 from geolrm.views import Views
 
 REPOSITORY, VARIANT = "TencentARC/InstantMesh", "instant_mesh_large"
@@ -34,7 +33,6 @@ SPEC = Spec(
     licence="code of this repository Apache-2.0, written from facts; public code Apache-2.0, parts of it NVIDIA-proprietary",
     weights=f"{VARIANT}.ckpt of {REPOSITORY} on Hugging Face, in the folder {VARIABLE}",
 )
-DIFFERS = "other objects (lists unpublished), cameras, renders and scripts than here"
 PAPER = (  # CD is the sum of both unsquared directions in [-1, 1]^3
     {
         **{
@@ -76,19 +74,19 @@ def method(network: InstantMesh, checkpoint: str) -> Method:
 
     @torch.no_grad()
     def reconstruct(views: Views) -> Prediction:
-        planes = network(*network_inputs(views))
-        vertices, faces = mesh_of(network, planes)
+        with stage("network"):
+            planes = network(*network_inputs(views))
+        with stage("mesh"):
+            vertices, faces = mesh_of(network, planes)
         if not len(faces):
             return Gaussians.empty(planes.device)
-        mesh = Mesh(vertices / OBJECT_SCALE, faces, colours_at(network, planes, vertices))
+        with stage("colours"):
+            mesh = Mesh(vertices / OBJECT_SCALE, faces, colours_at(network, planes, vertices))
 
         def colour(points: Tensor) -> Tensor:
             return colours_at(network, planes, points * OBJECT_SCALE)
 
-        def render(cameras: Cameras, height: int, width: int) -> Rendering:
-            return mesh_pictures(mesh, colour, cameras, height, width)
-
-        return Reconstruction(render, lambda: Mesh(mesh.vertices.cpu(), mesh.faces.cpu(), mesh.colours.cpu()))
+        return coloured_mesh(mesh, colour)
 
     return Method(reconstruct, checkpoint)
 
@@ -97,8 +95,9 @@ def load(context: Context) -> Method:
     """Raises `BadInput` where the weights are missing, damaged, or not exactly InstantMesh's; `Open3DMissing` without Open3D."""
     import_open3d()
     file = published_file(REPOSITORY, f"{VARIANT}.ckpt")
-    network = built(PUBLISHED[VARIANT], read_checkpoint(file), file).to(context.device)
-    return method(network, sha256_of(file))
+    tensors = under(PREFIX, read_published(file))  # others in there are of the losses
+    network = filled(lambda: InstantMesh(PUBLISHED[VARIANT]), tensors, file)
+    return method(network.to(context.device), sha256_of(file))
 
 
 class BallDecoder(SurfaceDecoder):
@@ -109,10 +108,14 @@ class BallDecoder(SurfaceDecoder):
         return points.norm(dim=-1, keepdim=True) - BALL, deformation
 
 
-def untrained(context: Context) -> Method:
+def drawn(device: torch.device, sizes: Sizes) -> Method:
     """The same with random weights, for rows of latency and memory alone: its mesh is a ball, whatever the pictures show."""
-    sizes = PUBLISHED[VARIANT]
-    with torch.device(context.device):
+    with device:
         network = InstantMesh(sizes)
         network.synthesizer["decoder"] = BallDecoder(sizes.triplane.channels, sizes.hidden, sizes.depth)
     return method(network.eval().requires_grad_(False), UNTRAINED)
+
+
+def untrained(context: Context) -> Method:
+    """`drawn` in its published size."""
+    return drawn(context.device, PUBLISHED[VARIANT])

@@ -1,10 +1,8 @@
 """`python -m benchmarks.methods.instantmesh check FOLDER`: is what we compute what InstantMesh's public code computed?"""
 
 import sys
-from pathlib import Path
 
-from benchmarks.methods.instantmesh.check import check
+from benchmarks.fixtures import main
+from benchmarks.methods.instantmesh.check import KINDS
 
-if len(sys.argv) != 3 or sys.argv[1] != "check":
-    sys.exit("usage: python -m benchmarks.methods.instantmesh check FOLDER")
-sys.exit(check(Path(sys.argv[2])))
+sys.exit(main(KINDS, "instantmesh"))

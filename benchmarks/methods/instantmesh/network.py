@@ -11,17 +11,12 @@ InstantMesh: Xu et al. 2024, arXiv 2404.07191; the mathematics is that of its pu
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from geolrm.failures import BadInput
-from geolrm.tensors import read_tensors, require_shapes, shapes_of
 
 PREFIX = "lrm_generator."  # of the model's tensors in a published checkpoint; others there are of the losses
 CAMERA_NUMBERS = 16
@@ -337,41 +332,3 @@ class InstantMesh(nn.Module):
         tokens = self.encoder(images, cameras)
         planes: Tensor = self.transformer(tokens.unflatten(0, images.shape[:2]).flatten(1, 2))
         return planes
-
-
-# --- checkpoints ---
-
-
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Tensors of the model in a published checkpoint, or in a safetensors file of the same names; the prefix is cut off.
-
-    Raises:
-        BadInput: no such file, no such content, or a pickle that holds more than tensors and plain values.
-    """
-    if path.suffix == ".safetensors":
-        tensors = read_tensors(path)
-    else:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except FileNotFoundError as error:
-            raise BadInput("checkpoint_missing", path, "no such file") from error
-        except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            remedy = "only tensors and plain values are read from a pickle; save its state_dict as safetensors instead"
-            raise BadInput("checkpoint_unreadable", path, str(error).partition("\n")[0], remedy) from error
-        found = content.get("state_dict") if isinstance(content, dict) else None
-        if not isinstance(found, dict):
-            raise BadInput("checkpoint_unreadable", path, "it holds no entry state_dict", "is it InstantMesh's?")
-        tensors = found
-    return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
-
-
-def built(sizes: Sizes, tensors: dict[str, Tensor], where: object) -> InstantMesh:
-    """The network with these weights in float32, in eval mode.
-
-    Raises `BadInput` naming every tensor that is missing, extra or of another shape.
-    """
-    with torch.device("meta"):
-        network = InstantMesh(sizes)
-    require_shapes(shapes_of(tensors), shapes_of(network.state_dict()), where)
-    network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
-    return network.eval().requires_grad_(False)

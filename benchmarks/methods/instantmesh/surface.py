@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.methods.instantmesh import flexicubes
+from benchmarks import flexicubes
 from benchmarks.methods.instantmesh.network import DensityDecoder, InstantMesh, SurfaceDecoder, density
 
 DENSITY_LEVEL, DENSITY_POINTS = 10.0, 256

@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.methods import Context, Method, NotApplicable, Spec
 from benchmarks.methods.lgm.frame import FOV, RADIUS, Frame, network_input, with_field_of_view
-from benchmarks.methods.lgm.network import LGM, VIEWS
-from benchmarks.published import UNTRAINED, VARIABLE, filled, published_file, read_published
+from benchmarks.methods.lgm.network import BIG, LGM, VIEWS, Config
+from benchmarks.published import DIFFERS, UNTRAINED, VARIABLE, filled, published_file, read_published
 from geolrm.files import sha256_of
 from geolrm.gaussians import Gaussians
 from geolrm.views import Views
@@ -26,7 +26,6 @@ SPEC = Spec(
     licence="code of this repository Apache-2.0, written from the paper; public code and weights MIT",
     weights=f"{FILE} of {REPOSITORY} on Hugging Face, in the folder {VARIABLE}",
 )
-DIFFERS = "other objects (lists unpublished), cameras, renders and scripts than here"
 PAPER = (  # LGM's own paper has a user study and no such numbers; CD is the sum of both unsquared directions in [-1, 1]^3
     {
         **{"table": "GeoLRM, GSO", "differs": f"100 objects, posed pictures, converter of LGM; {DIFFERS}"},
@@ -66,8 +65,12 @@ def check_cameras(views: Views) -> None:
         )
 
 
-def method(network: LGM, checkpoint: str) -> Method:
-    """The method of a network in eval mode on its device."""
+def method(network: LGM, checkpoint: str, products: torch.dtype | None = None) -> Method:
+    """The method of a network in eval mode on its device.
+
+    Args:
+        products: in which half precision the network multiplies; None: float32.
+    """
 
     @torch.no_grad()
     def reconstruct(views: Views) -> Gaussians:
@@ -76,9 +79,11 @@ def method(network: LGM, checkpoint: str) -> Method:
         first = views.cameras[0]
         frame = Frame.of_first(first, RADIUS / first.positions.norm().item())
         images = network_input(views.composited(), frame.cameras(views.cameras))
-        return frame.gaussians_to_object(network(images[None])[0])
+        with torch.autocast(images.device.type, products, enabled=products is not None):
+            predicted = network(images[None])[0]
+        return frame.gaussians_to_object(predicted.float())
 
-    return Method(reconstruct, checkpoint)
+    return Method(reconstruct, checkpoint, str(products or torch.float32).removeprefix("torch."))
 
 
 def load(context: Context) -> Method:
@@ -88,7 +93,17 @@ def load(context: Context) -> Method:
     return method(network, sha256_of(file))
 
 
+def drawn(device: torch.device, config: Config, half: bool = False) -> Method:
+    """The same with random weights, for rows of latency and memory alone: its Gaussians mean nothing.
+
+    Args:
+        half: half-precision products: float16 on a GPU, as the public code computes, bfloat16 on a CPU.
+    """
+    products = (torch.float16 if device.type == "cuda" else torch.bfloat16) if half else None
+    with device:
+        return method(LGM(config).eval(), UNTRAINED, products)
+
+
 def untrained(context: Context) -> Method:
-    """The same with random weights, for rows of latency and memory alone: its Gaussians mean nothing."""
-    with torch.device(context.device):
-        return method(LGM().eval(), UNTRAINED)
+    """`drawn` in its published size."""
+    return drawn(context.device, BIG)

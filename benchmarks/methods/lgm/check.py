@@ -37,34 +37,16 @@ PARTS = (  # names of intermediate outputs, and the parts of the network that th
 )
 
 
-def check(fixture: Fixture) -> dict[str, Tensor]:
-    """The recorded outputs, computed anew. Raises ValueError for a file that is of no known kind."""
-    if "images" in fixture.inputs:
-        return check_network(fixture)
-    if "rgba" in fixture.inputs:
-        return check_loader(fixture)
-    if "ray_c2w" in fixture.inputs:
-        return check_cameras(fixture)
-    raise ValueError(f"{fixture.file}: neither of the network, nor of the loader, nor of cameras")
-
-
 def check_network(fixture: Fixture) -> dict[str, Tensor]:
     """Gaussians, intermediate outputs, and the rows of the PLY of the first sample."""
     sizes = fixture.config
     lists = ("down_channels", "down_attention", "up_channels", "up_attention")
     config = Config(**{name: tuple(sizes[name]) for name in lists}, mid_attention=sizes["mid_attention"])
     network = filled(lambda: LGM(config), fixture.weights, fixture.file)
-    parts = {
-        name: re.sub(pattern, part, name)
-        for name in fixture.recorded
-        for pattern, part in PARTS
-        if re.fullmatch(pattern, name)
-    }
-    results: list[Tensor] = []
-    ours = outputs_of(network, parts, lambda: results.append(network(fixture.inputs["images"])))
-    ours["out.gaussians"] = results[0]
+    predicted, ours = outputs_of(network, PARTS, fixture.recorded, lambda: network(fixture.inputs["images"]))
+    ours["out.gaussians"] = predicted
     if "out.ply_table" in fixture.recorded:
-        ours["out.ply_table"] = ply_rows(results[0][0])
+        ours["out.ply_table"] = ply_rows(predicted[0])
     return ours
 
 
@@ -150,3 +132,6 @@ def orbit(elevations: Tensor, azimuths: Tensor) -> Tensor:
     poses[:, :3, :3] = torch.stack([right, upward, backward], dim=-1)
     poses[:, :3, 3] = RADIUS * backward
     return poses.float()
+
+
+KINDS = {"in.images": check_network, "in.rgba": check_loader, "in.ray_c2w": check_cameras}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from misbehaving_server import HTML, Page, Server, serving
 
-from geolrm.data.download import Client, Manners, RemoteFile, Stopped, download_file
+from geolrm.download import Client, Manners, RemoteFile, Stopped, download_file
 from geolrm.failures import BadInput
 from geolrm.files import DiskFull
 
@@ -32,7 +32,7 @@ def read(server: Server, **changes) -> bytes:
 
 
 def fetch(server: Server, path: Path, *, check=lambda _: None, expected=None):
-    return download_file(Client(QUICK), f"{server.url}/a", path, check, lambda _: None, expected)
+    return download_file(Client(QUICK), f"{server.url}/a", path, check, lambda *_: None, expected)
 
 
 def reason(call) -> str:

@@ -29,7 +29,7 @@ from urllib3.exceptions import HTTPError, IncompleteRead, MaxRetryError, ReadTim
 from urllib3.util import Retry
 
 from geolrm.failures import BadInput
-from geolrm.files import full_disk_named, whole_file
+from geolrm.files import full_disk_named, whole_file, write_whole
 
 CHUNK = 1 << 18
 MAX_BYTES = 4 << 30  # more than any object of the data sets; a larger answer is refused before it fills the disk
@@ -95,7 +95,7 @@ class Client:
         self.wait(start - now)
         if not hasattr(self._local, "session"):
             self._local.session = requests.Session()
-            self._local.session.headers["User-Agent"] = "geolrm-data/0.1"
+            self._local.session.headers["User-Agent"] = "geolrm/0.1"
         identity = {"Accept-Encoding": "identity", **headers}  # or ranges would count compressed bytes
         timeout = self.manners.timeout
         response: requests.Response = self._local.session.get(url, headers=identity, stream=True, timeout=timeout)
@@ -388,13 +388,13 @@ def download_file(
     url: str,
     path: Path,
     check: Callable[[Path], None],
-    progress: Callable[[int], None],
+    progress: Callable[[int, RemoteFile], None],
     expected_sha256: str | None = None,
 ) -> Downloaded:
     """Fetch a file; it takes its name once all of its bytes are there and `check` (raises BadInput) accepts them.
 
     Meanwhile it is `.NAME.part`, with what is known of it in `.NAME.part.json`, which a later run takes up. `progress` is
-    told of bytes as they come.
+    told how many bytes just came, and of the stream they came from, for its `position` and `total`.
 
     Raises:
         BadInput: as `RemoteFile`, and as `check`; `source_changed` where the hash is not `expected_sha256`.
@@ -415,9 +415,9 @@ def download_file(
                 while chunk := stream.read():
                     if about is None:
                         about = {"url": url, "etag": stream.etag, "total": stream.total}
-                        known.write_text(json.dumps(about))
+                        write_whole(known, json.dumps(about))
                     file.write(chunk)
-                    progress(len(chunk))
+                    progress(len(chunk), stream)
             if expected_sha256 not in (None, stream.digest.hexdigest()):
                 detail = f"its SHA-256 is {stream.digest.hexdigest()}, in an earlier run it was {expected_sha256}"
                 raise BadInput("source_changed", url, detail, "delete its line in fetch.jsonl to accept the new one")
