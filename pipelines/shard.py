@@ -1,20 +1,23 @@
 """The shard stage: object tars -> WebDataset shards, their rows and stats, and the merged catalog.
 
 In: `datasets/<name>/<preset>/objects/*.tar`. Out: `shards/<split>-%06d.{tar,parquet,stats.json}` and `catalog.parquet`
-beside them. Convention: shards that still hold are kept, all others made anew, leftovers removed; killed at any moment and
-run again, it ends with the same bytes. Trade: one shard is one task, so a killed worker costs its shard's work and nothing
-else. Runs on a local Dask cluster of processes (loopback only, no dashboard) or any scheduler whose workers see the same
-folders. Exit status 1 when too many objects were dropped or a shard could not be written, said at the end, when everything
-else is done. Verified by tests/data/test_shard_pipeline.py.
+beside them, or below an address such as s3://bucket/datasets. Convention: shards that still hold are kept, all others made
+anew, leftovers removed; killed at any moment and run again, it ends with the same bytes. Trade: one shard is one task, so a
+killed worker costs its shard's work and nothing else. Runs on a local Dask cluster of processes (loopback only, no dashboard)
+or any scheduler whose workers see the same object tars. Exit status 1 when too many objects were dropped or a shard could not
+be written, said at the end, when everything else is done. Verified by tests/data/test_shard_pipeline.py and test_cluster.py.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +26,7 @@ from tqdm import tqdm
 
 from geolrm.config import load_params
 from geolrm.data.catalog import merge_catalogs, write_if_changed
+from geolrm.data.places import PATIENCE, Place, is_remote, place, remove, upload
 from geolrm.data.shard_plan import (
     HashCache,
     ShardJob,
@@ -33,13 +37,14 @@ from geolrm.data.shard_plan import (
     remember,
     remove_leftovers,
 )
-from geolrm.failures import run_command
+from geolrm.failures import BadInput, run_command
 from geolrm.files import DiskFull, alone_in
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
 
 NAMED_DROPS = 10
+READERS = 8  # threads that look at what is there: hashing, or waiting for a store
 
 
 @contextmanager
@@ -52,7 +57,12 @@ def dask_client(workers: int, scheduler: str | None) -> Iterator[Client]:
     from distributed import Client
 
     if scheduler is not None:
-        with Client(scheduler) as client:
+        try:
+            client = Client(scheduler)
+        except (OSError, ValueError) as error:
+            remedy = "start it: dask scheduler --host ADDRESS (docs/cluster.md)"
+            raise BadInput("scheduler_unreachable", scheduler, f"no Dask scheduler answers: {error}", remedy) from error
+        with client:
             yield client
     else:
         with local_cluster(workers) as cluster, Client(cluster) as client:
@@ -65,7 +75,6 @@ def local_cluster(workers: int) -> LocalCluster:
     They listen on loopback only, have no dashboard, and end with this process, however it ends.
     """
     import logging
-    import tempfile
 
     from distributed import LocalCluster
     from distributed.utils import get_mp_context
@@ -84,22 +93,38 @@ def local_cluster(workers: int) -> LocalCluster:
     )
 
 
-def build(job: ShardJob) -> None:
-    """Build a shard in a worker: the main process itself never needs torch."""
+def build(job: ShardJob, patience: float = PATIENCE) -> None:
+    """Build a shard in a worker: the main process itself never needs torch. For a store it is built on the worker's own disk
+    and uploaded whole, the stats last: they vouch for the other two."""
     from geolrm.data.shard_build import build_shard
 
-    build_shard(job)
+    if not is_remote(job.tar):
+        build_shard(job)
+        return
+    with tempfile.TemporaryDirectory(prefix="geolrm-shard-") as scratch:
+        local = replace(job, folder=scratch)
+        build_shard(local)
+        remove(job.stats, patience)  # from here until the new stats are there, the shard does not hold
+        for source, target in ((local.tar, job.tar), (local.rows, job.rows), (local.stats, job.stats)):
+            upload(source, target, patience)
 
 
-def build_shards(jobs: list[ShardJob], workers: int, scheduler: str | None) -> list[str]:
-    """Build shards on Dask workers; returns what went wrong, in words, per shard that could not be built."""
+def build_shards(
+    jobs: list[ShardJob], workers: int, scheduler: str | None = None, patience: float = PATIENCE
+) -> list[str]:
+    """Build shards on Dask workers; returns what went wrong, in words, per shard that could not be built.
+
+    Raises:
+        BadInput: `scheduler_unreachable` where there is none at that address, `scheduler_lost` where it ended before the work.
+    """
     failures = []
     with dask_client(min(workers, len(jobs)), scheduler) as client:
-        from distributed import KilledWorker, as_completed
+        from distributed import CancelledError, KilledWorker, as_completed
 
         largest_first = sorted(jobs, key=lambda job: (-sum(item.bytes for item in job.objects), job.name))
         futures = {
-            client.submit(build, job, key=f"{job.name}-{job.fingerprint}", pure=False): job for job in largest_first
+            client.submit(build, job, patience, key=f"{job.name}-{job.fingerprint}", pure=False): job
+            for job in largest_first
         }
         with tqdm(total=sum(len(job.objects) for job in jobs), desc="shard", unit="object") as progress:
             for future in as_completed(list(futures)):
@@ -108,8 +133,14 @@ def build_shards(jobs: list[ShardJob], workers: int, scheduler: str | None) -> l
                     future.result()
                 except DiskFull as error:
                     failures.append(f"{job.name}: {error.strerror}")
+                except BadInput as error:  # of the storage: bad objects are counted where they are met
+                    failures.append(f"{job.name}: {error}")
                 except KilledWorker as error:
                     failures.append(f"{job.name}: its worker died again and again, out of memory perhaps ({error})")
+                except CancelledError as error:
+                    detail = f"the scheduler has gone while {job.name} was still to be made"
+                    remedy = "start one and run the same command again: it goes on here"
+                    raise BadInput("scheduler_lost", scheduler, detail, remedy) from error
                 progress.update(len(job.objects))
     return failures
 
@@ -141,8 +172,10 @@ def shard(
     dataset: str,
     params: Path = Path("params.yaml"),
     root: Path = Path("datasets"),
+    output: str | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
+    patience: float = PATIENCE,
 ) -> int:
     """Turn the object tars of a data set into shards and their catalog.
 
@@ -150,28 +183,35 @@ def shard(
         dataset: name of the folder under the root, such as procedural or gso.
         params: the params file; its preset names the folder under the data set's.
         root: where the data sets lie.
+        output: write shards and catalog below this folder or address instead, as <dataset>/<preset>/..., for example
+            s3://bucket/datasets. The address and keys of an S3 server come from where its tools look for them
+            (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ~/.aws), on the workers' machines too.
         workers: processes of the local cluster; by default shard.workers of the params file.
         scheduler: address of a running Dask scheduler to use instead, such as tcp://127.0.0.1:8786; its workers must see
             the same folders.
+        patience: seconds for which a write to a store that fails is tried again.
     """
     settings = load_params(params)
     home = (root / dataset / settings.preset).resolve()
-    folder, started = home / "shards", time.perf_counter()
-    folder.mkdir(parents=True, exist_ok=True)
+    target = home if output is None else resolved(place(output)) / dataset / settings.preset
+    folder, started = target / "shards", time.perf_counter()
+    if not is_remote(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     workers = workers or settings.shard.workers
-    with alone_in(folder):
+    with alone_in(home if is_remote(folder) else folder), ThreadPoolExecutor(READERS) as readers:
         cache = HashCache(home / "shard-hashes.json")
         jobs = plan_shards(find_objects(home / "objects", cache, workers), folder, dataset, settings.shard)
         removed = remove_leftovers(folder, jobs)
-        stale = [job for job in jobs if not holds(job, cache)]
+        held = readers.map(lambda job: holds(job, cache), jobs)
+        stale = [job for job, fine in zip(jobs, held, strict=True) if not fine]
         print(
             f"{dataset}/{settings.preset}: {len(jobs)} shards, {len(jobs) - len(stale)} kept, {len(stale)} to make, "
             f"{len(removed)} leftover files removed"
         )
-        catalog = home / "catalog.parquet"
+        catalog = target / "catalog.parquet"
         if stale:
-            catalog.unlink(missing_ok=True)  # a catalog that is there speaks of the shards that are there
-        failures = build_shards(stale, workers, scheduler) if stale else []
+            remove(catalog)  # a catalog that is there speaks of the shards that are there
+        failures = build_shards(stale, workers, scheduler, patience) if stale else []
         if not failures:
             write_if_changed(catalog, merge_catalogs(job.rows for job in jobs))
         failures += report(jobs, settings.shard.max_drop_rate)
@@ -182,6 +222,11 @@ def shard(
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def resolved(where: Place) -> Place:
+    """A folder's absolute path, as workers with another working directory need it."""
+    return where if is_remote(where) else where.resolve()
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from geolrm.data.places import Place, reached, write_at
 from geolrm.failures import BadInput
-from geolrm.files import write_whole
 
 if TYPE_CHECKING:  # the catalog is read and merged without torch
     from geolrm.data.shards import EncodedObject
@@ -83,21 +83,29 @@ def rows_to_parquet(rows: Iterable[dict[str, Any]]) -> bytes:
     return _table_to_parquet(pa.Table.from_pylist(list(rows), schema=SCHEMA))
 
 
-def merge_catalogs(paths: Iterable[Path]) -> bytes:
+def merge_catalogs(paths: Iterable[Place]) -> bytes:
     """Parquet file of all rows of these files, in this order."""
-    tables = [pq.read_table(path, schema=SCHEMA) for path in paths]
+    tables = [read_rows(path) for path in paths]
     return _table_to_parquet(pa.concat_tables(tables) if tables else SCHEMA.empty_table())
 
 
-def write_if_changed(path: Path, data: bytes) -> bool:
+def read_rows(path: Place) -> pa.Table:
+    """All rows of a shard or a catalog. Raises FileNotFoundError, pa.ArrowInvalid, BadInput as `reached`."""
+    with reached(path):
+        content = path.read_bytes()
+    return pq.read_table(io.BytesIO(content), schema=SCHEMA)
+
+
+def write_if_changed(path: Place, data: bytes) -> bool:
     """Write a file whole unless it already holds these bytes; says whether it wrote."""
-    if path.exists() and path.stat().st_size == len(data) and path.read_bytes() == data:
-        return False
-    write_whole(path, data)
+    with suppress(FileNotFoundError), reached(path):
+        if path.read_bytes() == data:
+            return False
+    write_at(path, data)
     return True
 
 
-def read_catalog(path: Path, split: str | None = None, columns: list[str] | None = None) -> pa.Table:
+def read_catalog(path: Place, split: str | None = None, columns: list[str] | None = None) -> pa.Table:
     """Rows of a catalog, of one split or of all, in the order of shards and keys.
 
     Raises:
@@ -105,7 +113,8 @@ def read_catalog(path: Path, split: str | None = None, columns: list[str] | None
     """
     filters = None if split is None else [("split", "=", split)]
     try:
-        return pq.read_table(path, columns=columns, filters=filters)
+        with reached(path), path.open("rb") as file:
+            return pq.read_table(file, columns=columns, filters=filters)
     except FileNotFoundError as error:
         remedy = "make it: python -m pipelines.shard --dataset NAME"
         raise BadInput("catalog_missing", path, "no such file", remedy) from error

@@ -1,13 +1,14 @@
-"""`geolrm data`: fetch a data set, or show its card.
+"""`geolrm data`: fetch a data set, show its card, look into its shards and check them.
 
 In: a verb and its options. Out: files below `datasets/`, and what happened in words; the exit status says whether too many
-objects failed. Convention: heavy modules are imported by the verb that needs them, so that `--help` answers at once. Verified by
-running each verb against a server on loopback.
+objects failed, or whether any byte of a shard is not what it was. Convention: heavy modules are imported by the verb that
+needs them, so that `--help` answers at once. Verified by running each verb against a server on loopback.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -371,10 +372,129 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Data:
-    """Data sets: fetch them, read their cards."""
+class Ls:
+    """List what is there: the sharded data sets below a folder; for one of them its shards, or its objects."""
 
-    verb: Annotated[Fetch, tyro.conf.subcommand("fetch")] | Annotated[Card, tyro.conf.subcommand("card")]
+    folder: tyro.conf.Positional[str] = "datasets"
+    """The folder of all data sets; or one, such as datasets/gso/smoke; or the same in a store, as s3://bucket/gso/smoke."""
+    objects: bool = False
+    """One line an object instead of one a shard."""
+    split: str | None = None
+    """Only the objects of this split (with --objects)."""
+
+    def run(self) -> int:
+        from geolrm.data import inventory
+        from geolrm.data.places import place
+
+        folder = place(self.folder)
+        found = inventory.homes(folder)
+        if not found:
+            remedy = "make shards first: python -m pipelines.shard --dataset NAME"
+            raise BadInput("shards_missing", folder, "no sharded data set in it or below it", remedy)
+        if self.objects:
+            for home in found:
+                print("\n".join(inventory.table(inventory.list_objects(home, self.split))))
+        else:
+            rows = inventory.list_shards(folder) if found == [folder] else inventory.list_homes(found)
+            print("\n".join(inventory.table(rows)))
+        return 0
+
+
+@dataclass(frozen=True)
+class Show:
+    """Show one object of a sharded data set: where it comes from, its views, label, members and bytes."""
+
+    folder: tyro.conf.Positional[str]
+    """A data set's folder, such as datasets/gso/smoke, or the same in a store."""
+    key: tyro.conf.Positional[str]
+    """The object; `geolrm data ls FOLDER --objects` lists them."""
+    sheet: Path | None = None
+    """Write a contact sheet of all its views to this PNG file."""
+
+    def run(self) -> int:
+        from geolrm.data import inventory
+        from geolrm.data.places import place
+
+        folder = place(self.folder)
+        row = inventory.find_object(folder, self.key)
+        print("\n".join(inventory.table([["", ""], *inventory.describe(row)])[1:]))
+        if self.sheet is not None:
+            from geolrm.data.contact_sheet import contact_sheet
+            from geolrm.data.loader import ShardDataset
+            from geolrm.files import whole_file
+
+            picture = contact_sheet(ShardDataset(folder, row["split"]).sample(self.key))
+            with whole_file(self.sheet) as temporary:
+                picture.save(temporary, "PNG")
+            print(f"{self.sheet}: {picture.width} x {picture.height}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Sum up the stats of all shards: objects, drops by reason, bytes, occupied voxels and their share of the volume, seconds."""
+
+    folder: tyro.conf.Positional[str]
+    """A data set's folder, such as datasets/gso/smoke, or the same in a store."""
+    json: bool = False
+    """Print one JSON object instead of words."""
+
+    def run(self) -> int:
+        import json
+
+        from geolrm.data import inventory
+        from geolrm.data.places import place
+
+        merged = inventory.merged_stats(place(self.folder))
+        print(json.dumps(merged, indent=1) if self.json else "\n".join(inventory.stats_lines(merged)))
+        return 0
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Hash every member of every shard again and compare with what vouches for it; exit with status 1 on any fault.
+
+    The stats vouch for a shard's file and its rows, the rows for each object's meta.json, that for all other members; the
+    catalog must be the rows of all shards. Each fault is a line: file, member, what is wrong, [reason].
+    """
+
+    folder: tyro.conf.Positional[str]
+    """A data set's folder, such as datasets/gso/smoke, or the same in a store."""
+    workers: int = 2
+    """Shards at a time."""
+
+    def run(self) -> int:
+        from tqdm import tqdm
+
+        from geolrm.data.places import place
+        from geolrm.data.verification import verify
+
+        if self.workers < 1:
+            raise BadInput("option_range", "--workers", f"{self.workers} is not above 0")
+        started = time.perf_counter()
+        with tqdm(desc="verify", unit="B", unit_scale=True) as progress:
+            verdict = verify(place(self.folder), self.workers, progress.update)
+        for fault in verdict.faults:
+            print(f"fault: {fault}", file=sys.stderr)
+        print(
+            f"{self.folder}: {verdict.shards:,} shards, {verdict.objects:,} objects, {verdict.members:,} members, "
+            f"{verdict.bytes:,} bytes hashed in {time.perf_counter() - started:.1f} s: {len(verdict.faults) or 'no'} faults"
+        )
+        return 1 if verdict.faults else 0
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data sets: fetch them, read their cards, look into their shards and check them."""
+
+    verb: (
+        Annotated[Fetch, tyro.conf.subcommand("fetch")]
+        | Annotated[Card, tyro.conf.subcommand("card")]
+        | Annotated[Ls, tyro.conf.subcommand("ls")]
+        | Annotated[Show, tyro.conf.subcommand("show")]
+        | Annotated[Stats, tyro.conf.subcommand("stats")]
+        | Annotated[Verify, tyro.conf.subcommand("verify")]
+    )
 
     def run(self) -> None:
         sys.exit(self.verb.run())

@@ -1,11 +1,12 @@
 """Reading shards: any object, any of its views, in an order that needs no memory of what came before.
 
-In: a data set's folder with `catalog.parquet` and `shards/`. Out: `Sample`s, of which only what is asked for is read and
-decoded, and the batches of a run. Convention: the order of samples is a pure function of (seed, epoch), a stream without end
-in which rank r of w takes every w-th place from r: all ranks together see the same global batches as one, each sample comes
-once an epoch, and a run starts at any step without replay. Trade: reads by offset from local files, every member checked
-against its hash (a tenth of what decoding it costs). What is missing, cut short or changed is a `BadInput` that names the
-file and the way out. Verified by comparing ranks, restarts, plain `webdataset`, and by planting damage.
+In: a data set's folder with `catalog.parquet` and `shards/`, or the same in a store such as S3. Out: `Sample`s, of which only
+what is asked for is read and decoded, and the batches of a run. Convention: the order of samples is a pure function of (seed,
+epoch), a stream without end in which rank r of w takes every w-th place from r: all ranks together see the same global
+batches as one, each sample comes once an epoch, and a run starts at any step without replay. Trade: reads by offset from
+local files, every member checked against its hash (a tenth of what decoding it costs); from a store a sample comes whole,
+once, into a cache on this disk. What is missing, cut short or changed is a `BadInput` that names the file and the way out.
+Verified by comparing ranks, restarts, plain `webdataset`, and by planting damage.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ from torch import Tensor
 from geolrm.cameras import Cameras
 from geolrm.data import shards
 from geolrm.data.catalog import read_catalog
+from geolrm.data.places import Place, is_remote, place, read_range
 from geolrm.data.rig import orbit_views
 from geolrm.failures import BadInput
+from geolrm.files import whole_file
+from geolrm.metrics.perceptual import cache_folder
 from geolrm.views import Views
 
 
@@ -127,10 +131,19 @@ class Sample:
 
 
 class MemberReader:
-    """The members of one sample, read by offset and checked by hash."""
+    """The members of one sample, read by offset and checked by hash.
 
-    def __init__(self, shard: Path, key: str, places: dict[str, tuple[int, int]]) -> None:
+    Args:
+        shard: the tar that holds it, in a folder or a store.
+        places: offset and size of each member.
+        copy: a file that holds the shard's bytes from that offset on, to read instead.
+    """
+
+    def __init__(
+        self, shard: Place, key: str, places: dict[str, tuple[int, int]], copy: tuple[Path, int] | None = None
+    ) -> None:
         self._shard, self._key, self._places = shard, key, places
+        self._file, self._start = copy or (shard, 0)
         name = shard.parents[2].name if len(shard.parents) > 2 else "NAME"  # datasets/<name>/<preset>/shards/
         self._remedy = f"delete {shard} and run again: python -m pipelines.shard --dataset {name}; only it is made anew"
         self._hashes: dict[str, str] = {}
@@ -149,8 +162,8 @@ class MemberReader:
         offset, size = self._places[name]
         where = f"{self._shard}: {self._key}.{name}"
         try:
-            with self._shard.open("rb", buffering=0) as file:
-                data = os.pread(file.fileno(), size, offset)
+            with self._file.open("rb", buffering=0) as file:
+                data = os.pread(file.fileno(), size, offset - self._start)
         except FileNotFoundError as error:
             raise BadInput(
                 "shard_missing", self._shard, "the catalog names it, it is not there", self._remedy
@@ -168,15 +181,18 @@ class ShardDataset(torch.utils.data.Dataset[Sample]):
     """The objects of one split, by number or key. A map-style dataset: `torch.utils.data.DataLoader` can wrap it.
 
     Args:
-        folder: holds `catalog.parquet` and `shards/`, that is `datasets/<name>/<preset>`.
+        folder: holds `catalog.parquet` and `shards/`, that is `datasets/<name>/<preset>`, or the same below an address.
         split: such as train, val or test.
+        cache: where samples that were fetched from an address are kept, each under the hash of its metadata, which vouches
+            for all its bytes; by default `~/.cache/geolrm/samples`. It may be deleted at any time.
 
     Raises:
-        BadInput: `catalog_missing`, `catalog_unreadable`, `split_missing`.
+        BadInput: `catalog_missing`, `catalog_unreadable`, `split_missing`, `storage_failed`.
     """
 
-    def __init__(self, folder: Path, split: str) -> None:
-        self.folder, self.split = Path(folder), split
+    def __init__(self, folder: str | Place, split: str, cache: Path | None = None) -> None:
+        self.folder, self.split = place(folder), split
+        self._cache = cache
         catalog = self.folder / "catalog.parquet"
         self._rows = read_catalog(catalog, split, ["key", "shard", "sha256", "dataset", "members"])
         if len(self._rows) == 0:
@@ -197,12 +213,34 @@ class ShardDataset(torch.utils.data.Dataset[Sample]):
             raise IndexError(f"object {index} of {len(self)}")
         row = {name: self._rows[name][index].as_py() for name in self._rows.column_names}
         places = {member["name"]: (member["offset"], member["size"]) for member in row["members"]}
-        members = MemberReader(self.folder / "shards" / row["shard"], row["key"], places)
+        shard = self.folder / "shards" / row["shard"]
+        copy = self._fetched(shard, row["key"], row["sha256"], places) if is_remote(shard) else None
+        members = MemberReader(shard, row["key"], places, copy)
         meta = members.read_meta(row["sha256"])
         test_cameras = _cameras(members, "test.") if meta["test_views"] else None
         return Sample(
             row["key"], row["dataset"], self.split, meta, _cameras(members, ""), meta["roles"], test_cameras, members
         )
+
+    def _fetched(self, shard: Place, key: str, sha256: str, places: dict[str, tuple[int, int]]) -> tuple[Path, int]:
+        """The cached copy of a sample, its members side by side, and the offset in the shard at which it begins.
+
+        One request brings all its bytes; only what was checked gets into the cache.
+        """
+        start, end = min(offset for offset, _ in places.values()), max(map(sum, places.values()))
+        copy = (self._cache or cache_folder() / "samples") / sha256[:2] / sha256
+        if not copy.exists():
+            try:
+                data = read_range(shard, start, end)
+            except FileNotFoundError as error:
+                raise BadInput("shard_missing", shard, "the catalog names it, it is not there") from error
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(copy) as temporary:
+                temporary.write_bytes(data)
+                reader = MemberReader(shard, key, places, (temporary, start))
+                for name in reader.read_meta(sha256)["sha256"]:
+                    reader.read(name)
+        return copy, start
 
 
 def _cameras(members: MemberReader, prefix: str) -> Cameras:

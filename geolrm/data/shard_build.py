@@ -10,6 +10,7 @@ killing it, by filling its disk, and by bad objects among good ones.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import tarfile
 import time
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 from geolrm.data.catalog import catalog_row, rows_to_parquet
+from geolrm.data.inventory import kind_of
 from geolrm.data.object_tar import RenderedObject, read_object_tar
 from geolrm.data.shard_plan import FORMAT_VERSION, ObjectTar, ShardJob, codec_versions
 from geolrm.data.shards import (
@@ -82,7 +84,7 @@ def build_shard(job: ShardJob) -> dict[str, Any]:
             with times.step("write"):
                 rows.append(catalog_row(sample, job.tar.name, writer.add(sample)))
             for name, data in sample.members.items():
-                member_bytes[_kind(name)] += len(data)
+                member_bytes[kind_of(name)] += len(data)
         with times.step("write"):
             writer.close()
     with times.step("write"):
@@ -102,6 +104,7 @@ def build_shard(job: ShardJob) -> dict[str, Any]:
         "bytes_out": job.tar.stat().st_size,
         "member_bytes": dict(sorted(member_bytes.items())),
         "files": {name: _file_record(path) for name, path in (("tar", job.tar), ("rows", job.rows))},
+        "worker": f"{platform.node()}:{os.getpid()}",
         "seconds": {**times.seconds, "total": time.perf_counter() - start},
         "versions": {
             "format": FORMAT_VERSION,
@@ -167,12 +170,6 @@ def _occupancy(rows: list[dict[str, Any]]) -> dict[str, float]:
     volume = sum(row["voxel_resolution"] ** 3 for row in rows)
     seen_once = sum(row["voxels_seen_once"] for row in rows)
     return {"voxels": voxels, "seen_once": seen_once, "share_of_volume": voxels / max(volume, 1)}
-
-
-def _kind(member: str) -> str:
-    """What a member is, without its view's number: `rgba`, `test.depth`, `surface`, ..."""
-    parts = member.split(".")
-    return ".".join(parts[:2]) if parts[0] == "test" else parts[0]
 
 
 def _file_record(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from geolrm.config import Shard
+from geolrm.data.places import Place, names_in, place, reached, remove, stamp
 from geolrm.failures import BadInput
 from geolrm.files import DiskFull, sha256_of, write_whole
 
@@ -74,16 +75,16 @@ class ShardJob:
     fingerprint: str = field(default="", compare=False)
 
     @property
-    def tar(self) -> Path:
-        return Path(self.folder, f"{self.name}.tar")
+    def tar(self) -> Place:
+        return place(self.folder) / f"{self.name}.tar"
 
     @property
-    def rows(self) -> Path:
-        return Path(self.folder, f"{self.name}.parquet")
+    def rows(self) -> Place:
+        return place(self.folder) / f"{self.name}.parquet"
 
     @property
-    def stats(self) -> Path:
-        return Path(self.folder, f"{self.name}.stats.json")
+    def stats(self) -> Place:
+        return place(self.folder) / f"{self.name}.stats.json"
 
 
 class HashCache:
@@ -99,24 +100,23 @@ class HashCache:
             except ValueError:  # a cache may be lost: it is only made again
                 self._known = {}
 
-    def entry(self, path: Path, *, with_split: bool = False) -> dict[str, Any]:
+    def entry(self, path: Place, *, with_split: bool = False) -> dict[str, Any]:
         """`{size, time, sha256}` and, for an object tar, `split`."""
-        status = path.stat()
-        now = {"size": status.st_size, "time": status.st_mtime_ns}
+        now = stamp(path)
         known = self._known.get(str(path), {})
         if {name: known.get(name) for name in now} == now and ("split" in known) >= with_split:
             found = known
         else:
-            found = {**now, "sha256": sha256_of(path)}
+            with reached(path):
+                found = {**now, "sha256": sha256_of(path)}
             if with_split:
                 found["split"] = split_of(path)
         self._seen[str(path)] = found
         return found
 
-    def remember(self, path: Path, sha256: str) -> None:
+    def remember(self, path: Place, sha256: str) -> None:
         """Take over the hash of a file that its writer has just computed."""
-        status = path.stat()
-        self._seen[str(path)] = {"size": status.st_size, "time": status.st_mtime_ns, "sha256": sha256}
+        self._seen[str(path)] = {**stamp(path), "sha256": sha256}
 
     def save(self) -> None:
         """Write what was asked for since loading; the rest is forgotten. A full disk leaves the cache unwritten: it is only
@@ -189,8 +189,10 @@ def plan_shards(objects: Iterable[ObjectTar], folder: Path, dataset: str, params
 def read_stats(job: ShardJob) -> dict[str, Any] | None:
     """The stats of a shard that exists, or None."""
     try:
-        stats = json.loads(job.stats.read_bytes())
-    except (FileNotFoundError, ValueError):
+        with reached(job.stats):
+            content = job.stats.read_bytes()
+        stats = json.loads(content)
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return None
     return stats if isinstance(stats, dict) else None
 
@@ -202,9 +204,10 @@ def holds(job: ShardJob, cache: HashCache) -> bool:
         return False
     for name, path in (("tar", job.tar), ("rows", job.rows)):
         written = stats["files"][name]
-        if not path.exists() or path.stat().st_size != written["size"]:
-            return False
-        if cache.entry(path)["sha256"] != written["sha256"]:
+        try:
+            if stamp(path)["size"] != written["size"] or cache.entry(path)["sha256"] != written["sha256"]:
+                return False
+        except FileNotFoundError:
             return False
     return True
 
@@ -217,10 +220,10 @@ def remember(job: ShardJob, cache: HashCache) -> None:
         cache.remember(job.rows, stats["files"]["rows"]["sha256"])
 
 
-def remove_leftovers(folder: Path, jobs: Iterable[ShardJob]) -> list[Path]:
+def remove_leftovers(folder: Place, jobs: Iterable[ShardJob]) -> list[Place]:
     """Remove what belongs to no planned shard: temporary files of killed writers, shards of other parameters."""
-    planned = {path for job in jobs for path in (job.tar, job.rows, job.stats)}
-    leftovers = sorted(path for path in folder.iterdir() if path not in planned and path.is_file())
+    planned = {name for job in jobs for name in (job.tar.name, job.rows.name, job.stats.name)}
+    leftovers = [folder / name for name in names_in(folder) if name not in planned]
     for path in leftovers:
-        path.unlink()
+        remove(path)
     return leftovers

@@ -3,7 +3,10 @@
 import hashlib
 import tarfile
 from pathlib import Path
+from typing import Any
 
+import duckdb
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -58,10 +61,40 @@ def test_equal_rows_give_equal_bytes(home: Path) -> None:
     assert rows_to_parquet(rows) == rows_to_parquet(rows) == (home / "shards" / "train-000000.parquet").read_bytes()
 
 
-def test_pandas_reads_it(home: Path) -> None:
-    frame = pd.read_parquet(home / "catalog.parquet")
-    assert list(frame.columns) == SCHEMA.names
-    assert frame.loc[0, "roles"][0] == "orbit"
+def test_each_shard_is_a_trio_of_data_rows_and_stats(home: Path) -> None:
+    names = sorted(path.name for path in (home / "shards").iterdir())
+    shards = ("train-000000", "train-000001", "val-000000")
+    assert names == sorted(f"{shard}{kind}" for shard in shards for kind in (".parquet", ".stats.json", ".tar"))
+
+
+def test_pandas_pyarrow_and_duckdb_read_the_same_values_of_every_column(home: Path) -> None:
+    for path in (home / "catalog.parquet", *sorted((home / "shards").glob("*.parquet"))):
+        truth = pq.read_table(path).to_pylist()
+        frame = pd.read_parquet(path)
+        relation = duckdb.connect().read_parquet(str(path))
+        assert list(frame.columns) == relation.columns == SCHEMA.names
+        assert relation.to_arrow_table().to_pylist() == truth
+        assert [plain(row) for row in frame.to_dict("records")] == truth
+
+
+def plain(value: Any) -> Any:
+    """What pandas gives as arrays, as lists."""
+    if isinstance(value, np.ndarray | list):
+        return [plain(item) for item in value]
+    return {name: plain(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def test_duckdb_answers_questions_across_all_shards(home: Path) -> None:
+    database = duckdb.connect()
+    found = database.sql(
+        f"SELECT split, count(*), sum(occupied_voxels) FROM '{home}/shards/*.parquet' GROUP BY ALL ORDER BY 1"
+    )
+    rows = read_catalog(home / "catalog.parquet").to_pylist()
+    voxels = {split: sum(row["occupied_voxels"] for row in rows if row["split"] == split) for split in ("train", "val")}
+    assert found.fetchall() == [("train", 3, voxels["train"]), ("val", 1, voxels["val"])]
+    question = f"SELECT member.size FROM (SELECT unnest(members) AS member FROM '{home}/catalog.parquet' WHERE key = 'val-00000')"
+    sizes = [size for (size,) in database.sql(question).fetchall()]
+    assert sizes == [member["size"] for member in rows[-1]["members"]]
 
 
 def test_shards_of_nothing_merge_into_an_empty_catalog(tmp_path: Path) -> None:

@@ -1,0 +1,252 @@
+"""Killed with SIGKILL at random moments and run again, the shard stage ends on the bytes of an undisturbed run.
+
+In: a folder of object tars, of which a few are taken. Out: a JSON file with one row a kill and its passport; exit status 1
+unless the shards, rows and catalog of every row are byte-equal to the undisturbed run's. Convention: the victims take turns
+(a worker, the main process, the scheduler of a cluster of separate processes); the moment is drawn evenly over the time from
+the first file that appears to the end of an undisturbed run of the same kind; a kill that comes too late to hit anything is
+drawn again and counted. Also checked right after each kill: whatever is marked as finished is. Trade: a few small objects,
+since what differs between moments is which file is half written, not its size. Verified by itself: a shard whose stats are
+written before its tar, or a writer without a temporary name, fails it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+import tyro
+import yaml
+from tqdm import tqdm
+
+from geolrm.failures import BadInput, run_command
+from geolrm.files import write_whole
+from geolrm.passport import passport
+
+REPOSITORY = Path(__file__).parents[2]
+VICTIMS = ("worker", "main", "scheduler")
+DATASET = "faults"
+WAIT = 600.0  # seconds after which a run hangs
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill and what came of it.
+
+    Attributes:
+        victim: which process was killed, `moment` seconds after the first file appeared.
+        finished: shards that were marked as finished just after it; `half_written`: temporary files that lay there.
+        status: exit status of the run that was disturbed; negative where it was itself the victim.
+        truthful: whether every shard marked as finished had the undisturbed run's bytes.
+        equal: whether the run after it ended well, on the undisturbed run's bytes.
+    """
+
+    victim: str
+    moment: float
+    finished: int
+    half_written: int
+    status: int
+    truthful: bool
+    equal: bool
+
+
+class Bench:
+    """A small data set in a folder of its own, and the stage run on it."""
+
+    def __init__(self, folder: Path, objects: list[Path], objects_per_shard: int, params: Path) -> None:
+        self.folder, settings = folder, yaml.safe_load(params.read_text())
+        settings["shard"] |= {"objects_per_shard": objects_per_shard, "workers": WORKERS, "max_drop_rate": 0.0}
+        self.preset: str = settings["preset"]
+        self.params = folder / "params.yaml"
+        self.params.write_text(yaml.safe_dump(settings))
+        target = folder / DATASET / self.preset / "objects"
+        target.mkdir(parents=True)
+        for path in objects:
+            shutil.copyfile(path, target / path.name)
+
+    def start(self, output: Path, scheduler: str | None = None) -> subprocess.Popen[bytes]:
+        """The stage as a process of its own, writing below `output`."""
+        command = [sys.executable, "-m", "pipelines.shard", "--dataset", DATASET, "--params", str(self.params)]
+        command += ["--root", str(self.folder), "--output", str(output)]
+        command += [] if scheduler is None else ["--scheduler", scheduler]
+        return background(command)
+
+    def shards(self, output: Path) -> Path:
+        return output / DATASET / self.preset / "shards"
+
+    def products(self, output: Path) -> dict[str, str]:
+        """SHA-256 of each shard, rows file and catalog by name; stats hold seconds and are left out."""
+        files = [*self.shards(output).glob("[!.]*.tar"), *self.shards(output).glob("[!.]*.parquet")]
+        files += self.shards(output).parent.glob("catalog.parquet")
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def background(command: list[str]) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The address and process of a scheduler with two workers, each a process of its own."""
+    file = folder / "scheduler.json"
+    file.unlink(missing_ok=True)
+    dask = [sys.executable, "-m", "dask"]
+    common = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(file)]
+    processes = [background([*dask, "scheduler", "--port", "0", *common])]
+    try:
+        worker = [*dask, "worker", "--nthreads", "1", "--no-nanny", "--local-directory", str(folder), *common]
+        processes += [background(worker) for _ in range(WORKERS)]
+        wait_until(file.exists, processes[0])
+        yield json.loads(file.read_text())["address"], processes[0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[bytes]) -> bool:
+    """Wait for something to happen while a process runs; says whether it did. Raises TimeoutError after `WAIT` seconds."""
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        if process.poll() is not None:
+            return bool(condition())
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"process {process.pid} hangs")
+        time.sleep(0.002)
+    return True
+
+
+def writes(folder: Path) -> bool:
+    return folder.exists() and any(folder.iterdir())
+
+
+def a_worker_of(process: subprocess.Popen[bytes], folder: Path) -> int | None:
+    """The process that writes a shard at this moment, or else any child of the run that has torch in memory."""
+    for name in os.listdir(folder):
+        if name.endswith(".tmp"):
+            return int(name.split(".")[-2])
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return None
+    return max(children, key=lambda child: child.memory_info().rss).pid if children else None
+
+
+def disturb(bench: Bench, output: Path, victim: str, moment: float, truth: dict[str, str]) -> Kill | None:
+    """Run the stage, kill the victim that long after the first file, look, run it again; None if the kill came too late."""
+    shards = bench.shards(output)
+    if victim == "scheduler":
+        with cluster(bench.folder) as (address, scheduler):
+            run = bench.start(output, address)
+            wait_until(lambda: writes(shards), run)
+            time.sleep(moment)
+            late = run.poll() is not None
+            scheduler.kill()
+            run.wait(WAIT)
+    else:
+        run = bench.start(output)
+        wait_until(lambda: writes(shards), run)
+        time.sleep(moment)
+        late = run.poll() is not None
+        pid = run.pid if victim == "main" else None if late else a_worker_of(run, shards)
+        late = late or pid is None
+        if pid is not None and not late:
+            psutil.Process(pid).kill()
+        run.wait(WAIT)
+    if late:
+        return None
+    finished = [path.name.partition(".")[0] for path in shards.glob("*.stats.json")]
+    there = bench.products(output)
+    truthful = all(
+        there.get(f"{name}{kind}") == truth[f"{name}{kind}"] for name in finished for kind in (".tar", ".parquet")
+    )
+    if "catalog.parquet" in there:
+        truthful &= there == truth
+    half_written = len(list(shards.glob(".*.tmp")))
+    again = bench.start(output).wait(WAIT)
+    equal = again == 0 and bench.products(output) == truth and not list(shards.glob(".*.tmp"))
+    return Kill(victim, round(moment, 3), len(finished), half_written, run.returncode, truthful, equal)
+
+
+def run_faults(
+    objects: Path,
+    out: Path = Path("results/speed/faults.json"),
+    moments: int = 50,
+    limit: int = 8,
+    objects_per_shard: int = 2,
+    params: Path = Path("presets/smoke.yaml"),
+    seed: int = 0,
+) -> int:
+    """Kill the shard stage at random moments and compare what the next run makes with an undisturbed one.
+
+    Args:
+        objects: folder of object tars, such as datasets/procedural/smoke/objects.
+        out: JSON file for the rows.
+        moments: kills that hit something.
+        limit: objects at most, evenly over the folder.
+        objects_per_shard: so many to a shard.
+        params: params file whose preset and voxel resolution are used.
+        seed: of the moments.
+    """
+    paths = sorted(objects.glob("*.tar"))
+    if not paths:
+        raise BadInput("objects_missing", objects, "no object tars", "render or fetch a data set first")
+    chosen = paths[:: max(1, len(paths) // limit)][:limit]
+    draw, rows, late, started = random.Random(seed), list[Kill](), Counter[str](), time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="geolrm-faults-") as scratch:
+        home = Path(scratch)
+        bench = Bench(home, chosen, objects_per_shard, params)
+        run = bench.start(home / "undisturbed")
+        wait_until(lambda: writes(bench.shards(home / "undisturbed")), run)
+        first = time.perf_counter()
+        if run.wait(WAIT) != 0:
+            raise BadInput("undisturbed_failed", objects, "the stage fails on these objects undisturbed too")
+        span, truth = time.perf_counter() - first, bench.products(home / "undisturbed")
+        with tqdm(total=moments, desc="kills") as progress:
+            while len(rows) < moments:
+                victim, output = VICTIMS[len(rows) % len(VICTIMS)], home / "disturbed"
+                kill = disturb(bench, output, victim, draw.uniform(0, span), truth)
+                shutil.rmtree(output)
+                if kill is None:
+                    late[victim] += 1
+                else:
+                    rows.append(kill)
+                    progress.update()
+    summary = {
+        "kills": len(rows),
+        "equal": sum(row.equal for row in rows),
+        "truthful": sum(row.truthful for row in rows),
+        "by_victim": dict(Counter(row.victim for row in rows)),
+        "with_half_written_files": sum(row.half_written > 0 for row in rows),
+        "with_some_shards_finished": sum(row.finished > 0 for row in rows),
+        "too_late_and_drawn_again": dict(late),
+        "shards": sum(name.endswith(".tar") for name in truth),
+        "undisturbed_seconds": round(span, 3),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    about = passport(objects=[path.stem for path in chosen], objects_per_shard=objects_per_shard, seed=seed)
+    record = {"summary": summary, "rows": [asdict(row) for row in rows], "passport": about}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, json.dumps(record, indent=1) + "\n")
+    print(json.dumps(summary, indent=1))
+    return 0 if summary["equal"] == summary["truthful"] == len(rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: tyro.cli(run_faults)))
