@@ -371,7 +371,7 @@ class DatasetSweep:
             method = self.load(name)
             passport = self.passport_of(name, method)
             missing = {key for key in self.asked(self.settings) if key[0] == name} - self.kept(name, passport)
-            with tqdm(total=len(missing), desc=f"sweep {self.name} {name}", unit="row", disable=not missing) as bar:
+            with tqdm(total=len(missing), desc=f"sweep {self.name} {name}", unit="row", leave=bool(missing)) as bar:
                 for key in self.keys:
                     wanted = [views for views in self.settings.views if (name, key, views) in missing]
                     for row in self._object_rows(key, wanted, name, method, crashes or {}, tell) if wanted else ():

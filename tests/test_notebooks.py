@@ -2,6 +2,7 @@
 
 import resource
 import shutil
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -19,14 +20,19 @@ def named(path: Path) -> str:
 
 
 @pytest.fixture
-def clone(tmp_path, monkeypatch):
-    """What a fresh clone gives a notebook: its folder and the presets, no data, no results; temporary files go to `tmp`."""
+def clone(monkeypatch):
+    """What a fresh clone gives a notebook: its folder and the presets, no data, no results; temporary files go to `tmp`.
+
+    Its path is short, since the sockets of worker processes lie in `tmp`, and the system bounds the length of their names.
+    """
+    tmp_path = Path(tempfile.mkdtemp(prefix="nb-"))
     shutil.copytree(ROOT / "presets", tmp_path / "presets")
     for folder in ("notebooks", "tmp"):
         (tmp_path / folder).mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    return tmp_path
+    yield tmp_path
+    shutil.rmtree(tmp_path)
 
 
 def run(name: str, clone: Path) -> tuple[nbformat.NotebookNode, float]:

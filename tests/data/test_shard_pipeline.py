@@ -79,7 +79,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Build shards in this process, one after the other: for claims that are not about the cluster."""
     from geolrm.data.shard_build import build_shard
 
-    def build_here(jobs: list[stage.ShardJob], workers: int, scheduler: str | None) -> list[str]:
+    def build_here(jobs: list[stage.ShardJob], *_: object) -> list[str]:
         for job in jobs:
             build_shard(job)
         return []

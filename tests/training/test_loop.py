@@ -231,6 +231,8 @@ def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(
 
 def _train_until_a_worker_is_killed(params: Params, dataset: Path, folder: Path, said: Connection) -> None:
     """Torch raises a worker's death wherever the process is, later once more: this process has nothing else to do."""
+    multiprocessing.set_start_method("fork", force=True)  # of its data worker, whose draw is the closure below
+    torch.set_num_threads(1)  # as in the tests' own process: other sums round otherwise
     stage = make_stage(changed(params, "proposal", checkpoint_every=1), "proposal")
     draw, calls = stage.draw, []
 
@@ -253,7 +255,7 @@ def test_a_killed_data_worker_says_so_and_the_next_run_goes_on_to_the_same_bits(
 ) -> None:
     run(make_stage(tiny_params, "proposal"), tiny_dataset, tmp_path / "undisturbed", stop_after=BEFORE_LAST)
     folder = tmp_path / "killed"
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     hears, says = context.Pipe(duplex=False)
     child = context.Process(target=_train_until_a_worker_is_killed, args=(tiny_params, tiny_dataset, folder, says))
     child.start()
