@@ -31,6 +31,8 @@ def clone(monkeypatch):
         (tmp_path / folder).mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    for threads in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        monkeypatch.setenv(threads, "1")  # threads that wait for one another spin, and count as work
     yield tmp_path
     shutil.rmtree(tmp_path)
 

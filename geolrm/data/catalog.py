@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geolrm.data.places import Place, reached, write_at
+from geolrm.data.places import Place, is_remote, reached, write_at
 from geolrm.failures import BadInput
 
 if TYPE_CHECKING:  # the catalog is read and merged without torch
@@ -93,7 +93,7 @@ def read_rows(path: Place) -> pa.Table:
     """All rows of a shard or a catalog. Raises FileNotFoundError, pa.ArrowInvalid, BadInput as `reached`."""
     with reached(path):
         content = path.read_bytes()
-    return pq.read_table(io.BytesIO(content), schema=SCHEMA)
+    return pq.read_table(pa.BufferReader(content), schema=SCHEMA)
 
 
 def write_if_changed(path: Place, data: bytes) -> bool:
@@ -113,8 +113,9 @@ def read_catalog(path: Place, split: str | None = None, columns: list[str] | Non
     """
     filters = None if split is None else [("split", "=", split)]
     try:
-        with reached(path), path.open("rb") as file:
-            return pq.read_table(file, columns=columns, filters=filters)
+        with reached(path):  # pyarrow's threads must hold no Python file: the interpreter can abort when it ends
+            source = pa.BufferReader(path.read_bytes()) if is_remote(path) else path
+        return pq.read_table(source, columns=columns, filters=filters)
     except FileNotFoundError as error:
         remedy = "make it: python -m pipelines.shard --dataset NAME"
         raise BadInput("catalog_missing", path, "no such file", remedy) from error

@@ -214,8 +214,9 @@ def _worker_losses_told(stage: Stage[Any], folder: Path) -> Iterator[None]:
     """Tell of a killed data worker, which torch raises in the middle of whatever this process is doing."""
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):  # how torch tells it; the error has no class of its own
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # torch tells it in an error that has no class of its own, unless it finds the channel to the dead process broken first
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         remedy = "run the command again to go on from there, with fewer --workers if memory ran out"
         raise WorkerLost(f"{stage.name}: a data worker was killed; {_last_good(folder)}: {remedy}") from error

@@ -259,9 +259,11 @@ def test_a_killed_data_worker_says_so_and_the_next_run_goes_on_to_the_same_bits(
     hears, says = context.Pipe(duplex=False)
     child = context.Process(target=_train_until_a_worker_is_killed, args=(tiny_params, tiny_dataset, folder, says))
     child.start()
+    says.close()  # so that a child that ends without a word is heard
     assert hears.poll(60), "the training said nothing for a minute"
+    heard = hears.recv()
     assert re.search(
-        r"a data worker was killed; the last good state is .*step-00000[123]: run the command again", hears.recv()
+        r"a data worker was killed; the last good state is .*step-00000[123]: run the command again", heard
     )
     child.join(60)
     run(make_stage(tiny_params, "proposal", seed=9), tiny_dataset, folder, stop_after=BEFORE_LAST)
