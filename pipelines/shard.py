@@ -72,7 +72,8 @@ def dask_client(workers: int, scheduler: str | None) -> Iterator[Client]:
 def local_cluster(workers: int) -> LocalCluster:
     """That many one-thread processes, forked from one that has torch loaded already (3 s of a core for each that has not).
 
-    They listen on loopback only, have no dashboard, and end with this process, however it ends.
+    They listen on loopback only, at ports that are free, so that clusters can run at once; they have no dashboard, and end
+    with this process, however it ends.
     """
     import logging
 
@@ -85,8 +86,9 @@ def local_cluster(workers: int) -> LocalCluster:
         threads_per_worker=1,
         processes=True,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",  # None would be port 8787, and a warning where that is taken
         worker_dashboard_address=None,
+        scheduler_kwargs={"dashboard": False},
         memory_limit=0,
         local_directory=tempfile.gettempdir(),
         silence_logs=logging.CRITICAL,

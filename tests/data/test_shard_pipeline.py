@@ -311,11 +311,20 @@ def test_a_folder_without_objects_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_local_clusters_run_at_once_without_a_word_and_listen_on_loopback_alone(recwarn) -> None:
+    with stage.dask_client(1, None) as one, stage.dask_client(1, None) as other:
+        assert one.submit(sum, (1, 2)).result() == other.submit(sum, (1, 2)).result() == 3
+        services = [client.cluster.scheduler.http_server for client in (one, other)]
+    assert [str(warning.message) for warning in recwarn if "Port" in str(warning.message)] == []
+    assert {server.address for server in services} == {"127.0.0.1"}
+
+
+@pytest.mark.slow
 def test_workers_of_a_scheduler_that_runs_elsewhere_make_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:
     from distributed import LocalCluster
 
     root = copy_inputs(undisturbed, tmp_path)
-    options = {"processes": False, "dashboard_address": None, "host": "127.0.0.1", "protocol": "tcp"}
+    options = {"processes": False, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1", "protocol": "tcp"}
     with LocalCluster(n_workers=1, threads_per_worker=1, **options) as cluster:
         status, output = run(root, "--scheduler", cluster.scheduler_address)
     assert status == 0, output
