@@ -406,7 +406,10 @@ def test_the_first_and_the_last_tenth_of_a_training_are_tenths(tmp_path):
 
 def test_the_headline_says_what_was_swept_and_what_it_took(tmp_path):
     took = {"stage_seconds": {"shard": 61.2, "sweep": 30.5}}
-    text = sections(tmp_path, sweep_rows(), lambda page, summary: add_headline(page, summary | took))
+    made = [
+        r | ({"status": "failed"} if r["object"] == OBJECTS[1] else {}) for r in sweep_rows()
+    ]  # all objects all the same
+    text = sections(tmp_path, made, lambda page, summary: add_headline(page, summary | took))
     facts = dict(re.findall(r"<li><span>(.*?)</span><b>(.*?)</b></li>", text))
     assert (facts["sweep"], facts["objects"], facts["views"]) == ("made", "3 (procedural)", "4, 8, 16, 21")
     cards = re.findall(r'<div class="card"><small>(.*?)</small><b>(.*?)</b><small>(.*?)</small>', text)
@@ -442,3 +445,18 @@ def test_a_difference_is_of_the_objects_of_one_data_set_and_view_count(tmp_path)
     (difference,) = tables(sections(tmp_path, made))[1]
     assert difference["4 views (dB)"] == ("good", "+4.00 <small>[+4.00, +4.00]</small>")
     assert difference["8 views (dB)"] == ("good", "+8.00 <small>[+8.00, +8.00]</small>")
+
+
+def test_drops_add_up_over_the_shards_of_a_split_and_over_no_other(tmp_path):
+    dropped = [
+        ("train", {"empty_object": 1}),
+        ("train", {"empty_object": 2, "tar_truncated": 1}),
+        ("val", {"empty_object": 4}),
+    ]
+    counts = dict.fromkeys(("objects_in", "objects_out", "bytes_in", "bytes_out"), 0)
+    for i, (split, drops) in enumerate(dropped):
+        file = tmp_path / "shards" / f"{split}-{i:06d}.stats.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(counts | {"split": split, "drops": drops, "seconds": {"total": 1.0}}))
+    found = {split: (stats["shards"], stats["drops"]) for split, stats in dataset_stats(tmp_path).items()}
+    assert found == {"train": (2, {"empty_object": 3, "tar_truncated": 1}), "val": (1, {"empty_object": 4})}
