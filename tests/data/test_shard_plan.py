@@ -147,7 +147,8 @@ def test_a_hash_remembered_without_its_split_is_no_answer_to_who_asks_for_the_sp
 
     assert look(False) is None
     assert look(True) == "val"
-    assert look(False) == "val"  # who does not ask takes it from nobody
+    assert look(False) == "val"
+    assert json.loads((tmp_path / "hashes.json").read_bytes())[str(file)]["split"] == "val"  # kept for who asks next
 
 
 def test_what_a_writer_has_just_hashed_is_not_hashed_again_until_it_changes(tmp_path: Path, monkeypatch) -> None:
