@@ -3,8 +3,8 @@
 In: a summary (`benchmarks/estimates.py`). Out: tables as text, Markdown, LaTeX and HTML, and all numbers as CSV. Convention: one
 table over all objects and one over those that every method reconstructed; a mean is followed by its 95 % interval in brackets;
 what a paper says stands in columns of its own that name the table they are from, never in ours; a method that only a paper has
-numbers of is a line without ours. Trade: one published table stands beside ours, the others below, each with how its protocol
-differs. Verified by reading the formats back.
+numbers of is a line without ours. The CSV has the paired differences too. Trade: one published table stands beside ours, the
+others below, each with how its protocol differs. Verified by reading the formats back.
 """
 
 from __future__ import annotations
@@ -31,6 +31,17 @@ BESIDE = "GeoLRM, GSO"  # the published table that has most of these methods
 PUBLISHED = {
     **{"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "cd_sum": "CD", "fscore_0.2": "F@0.2"},
     **{"latency_s": "s", "memory_gb": "GB"},
+}
+# GeoLRM's Table 3 (arXiv:2406.15333): method -> input views -> PSNR, SSIM, seconds, GB; 100 GSO objects at 512 px.
+PAPER_SWEEP = {
+    "InstantMesh": {
+        **{4: (22.87, 0.832, 0.68, 22.09), 8: (23.22, 0.861, 0.87, 24.35), 12: (23.05, 0.843, 1.07, 24.62)},
+        **{16: (23.15, 0.861, 1.30, 26.69), 20: (23.25, 0.895, 1.62, 28.73)},
+    },
+    "GeoLRM": {
+        **{4: (22.84, 0.851, 0.51, 4.30), 8: (23.82, 0.883, 0.84, 5.50), 12: (24.43, 0.892, 1.16, 6.96)},
+        **{16: (24.79, 0.903, 1.51, 8.23), 20: (25.13, 0.905, 1.84, 9.43)},
+    },
 }
 NONE = "–"
 HEAD_WIDTH = 12
@@ -180,7 +191,8 @@ CSV_HEADS = ("sweep", "group", "objects", "method", "views", "metric", "mean", "
 
 
 def as_csv(summary: Record) -> str:
-    """Every mean at every number of views, and every published number, a line each; `source` tells them apart."""
+    """Every mean and every paired difference at every number of views, and every published number, a line each; `source` tells
+    them apart."""
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_HEADS, restval="", lineterminator="\n")
     writer.writeheader()
@@ -201,5 +213,14 @@ def _measured(summary: Record) -> Iterable[dict[str, Any]]:
                     for metric, point in cell["metrics"].items():
                         for objects, found in (("all", point), ("common", point["common"])):
                             if found:
-                                numbers = {field: found[field] for field in ("mean", "low", "high", "n")}
-                                yield facts | {"objects": objects, "metric": metric} | numbers
+                                yield facts | {"objects": objects, "metric": metric} | _numbers(found)
+            for method, by_views in group["differences"].items():
+                for views, metrics in by_views.items():
+                    facts = {"sweep": sweep, "group": name, "method": method, "views": views, "objects": "paired"}
+                    facts["source"] = f"difference: {content['main_method']} minus it"
+                    for metric, found in metrics.items():
+                        yield facts | {"metric": metric} | _numbers(found)
+
+
+def _numbers(found: Record) -> Record:
+    return {field: found[field] for field in ("mean", "low", "high", "n")}

@@ -18,25 +18,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from benchmarks.artefacts import artefact_folder
+from benchmarks.artefacts import TURNTABLE, artefact_folder
 from benchmarks.charts import CURVES, Chart, method_colours, object_scatter, pareto, training_charts, view_curves
+from benchmarks.comparison import PAPER_SWEEP, comparison, published_table, views_of
 from benchmarks.comparison import Table as Comparison
-from benchmarks.comparison import comparison, published_table, views_of
 from benchmarks.estimates import HEADLINE, METRICS
 from benchmarks.estimates import groups as grouped
 from geolrm.tracking import PICTURES, STAGES, Record, numbers, read_records
 
-# GeoLRM paper (arXiv:2406.15333), Table 3: 100 GSO objects at 512 px: views -> PSNR, SSIM, seconds, GB.
-PAPER_SWEEP = {
-    "InstantMesh": {
-        **{4: (22.87, 0.832, 0.68, 22.09), 8: (23.22, 0.861, 0.87, 24.35), 12: (23.05, 0.843, 1.07, 24.62)},
-        **{16: (23.15, 0.861, 1.30, 26.69), 20: (23.25, 0.895, 1.62, 28.73)},
-    },
-    "GeoLRM": {
-        **{4: (22.84, 0.851, 0.51, 4.30), 8: (23.82, 0.883, 0.84, 5.50), 12: (24.43, 0.892, 1.16, 6.96)},
-        **{16: (24.79, 0.903, 1.51, 8.23), 20: (25.13, 0.905, 1.84, 9.43)},
-    },
-}
 MOST_ROWS = 2000  # of the table of objects; more are left to the JSONL
 WIDEST = 1024  # pixels of an embedded picture
 
@@ -138,8 +127,13 @@ def _group_parts(page: Page, group: Record, main: str) -> list[str]:
     return parts
 
 
-QUALITIES = ("psnr_foreground", "ssim", "lpips_alex", "cd_sum")
 COSTS = ("latency_s", "peak_memory_bytes")
+
+
+def _qualities(group: Record) -> tuple[str, ...]:
+    """What methods are compared by; LPIPS on VGG, the primary one, unless no row has it."""
+    measured = {name for cells in group["methods"].values() for cell in cells.values() for name in cell["metrics"]}
+    return "psnr_foreground", "ssim", "lpips_vgg" if "lpips_vgg" in measured else "lpips_alex", "cd_sum"
 
 
 def _comparison_parts(page: Page, title: str, group: Record, rows: list[Record], main: str, views: int) -> list[str]:
@@ -147,7 +141,7 @@ def _comparison_parts(page: Page, title: str, group: Record, rows: list[Record],
     colours = method_colours(list(group["methods"]), main)
     cards = []
     for cost in COSTS:
-        for metric in QUALITIES:
+        for metric in _qualities(group):
             chart = pareto(group, metric, cost, colours, main)
             aside = "↑" if METRICS[metric].higher_is_better else "↓"
             if chart is not None:
@@ -162,7 +156,7 @@ def _comparison_parts(page: Page, title: str, group: Record, rows: list[Record],
     shown = {method: colour for method, colour in colours.items() if method not in group["empty_by_design"]}
     scatter = [
         page.chart(METRICS[metric].label, chart)
-        for metric in QUALITIES
+        for metric in _qualities(group)
         if (chart := object_scatter(rows, metric, views, shown, main)) is not None
     ]
     if scatter:
@@ -356,13 +350,22 @@ def _object_card(sweep: Path, rows: list[Record], method: str, title: str, key: 
         for name in PICTURES:
             file = folder / f"{name}.png"
             cells.append(f'<td><img alt="{name}" src="{embedded(file)}"></td>' if file.exists() else "<td>–</td>")
+        cells.append(f"<td>{_film(folder / TURNTABLE)}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    heads = "".join(f"<th>{name}</th>" for name in PICTURES)
+    heads = "".join(f"<th>{name}</th>" for name in (*PICTURES, "turntable"))
     place = f"sweep/{sweep.name}/artefacts/{method}/{key.replace('/', '_')}/"
     return (
         f'<div class="pictures"><h4>{title}: {escape(key)}</h4><table><thead><tr><th></th>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table><small>Splats (PLY) and meshes (GLB): <code>{escape(place)}</code></small></div>"
     )
+
+
+def _film(file: Path) -> str:
+    """A film inside the page, running; a dash where there is none."""
+    if not file.exists():
+        return "–"
+    content = base64.b64encode(file.read_bytes()).decode()
+    return f'<video autoplay loop muted playsinline src="data:video/webm;base64,{content}"></video>'
 
 
 def embedded(file: Path) -> str:
