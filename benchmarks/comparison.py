@@ -32,6 +32,7 @@ PUBLISHED = {
     **{"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "cd_sum": "CD", "fscore_0.2": "F@0.2"},
     **{"latency_s": "s", "memory_gb": "GB"},
 }
+TWO_DIGITS = ("psnr", "latency_s", "memory_gb")  # as papers print them; three of the others
 # GeoLRM's Table 3 (arXiv:2406.15333): method -> input views -> PSNR, SSIM, seconds, GB; 100 GSO objects at 512 px.
 PAPER_SWEEP = {
     "InstantMesh": {
@@ -49,11 +50,12 @@ HEAD_WIDTH = 12
 
 @dataclass(frozen=True)
 class Table:
-    """Attributes: `caption`; `heads`; `lines`, each a cell per head, plain text."""
+    """Attributes: `caption`; `heads`; `lines`, each a cell per head, plain text; `words`, the columns that hold no numbers."""
 
     caption: str
     heads: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
+    words: tuple[int, ...] = (0,)
 
     def text(self) -> str:
         """For a terminal: heads over several lines, half the width of an interval in place of its ends."""
@@ -63,7 +65,10 @@ class Table:
         rows = [*above, *(tuple(map(_narrow, cells)) for cells in self.lines)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         aligned = [
-            "  ".join([cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))])
+            "  ".join(
+                cell.ljust(width) if i in self.words else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            )
             for cells in rows
         ]
         return "\n".join([self.caption, *(row.rstrip() for row in aligned)])
@@ -74,10 +79,11 @@ class Table:
     def latex(self) -> str:
         """A float in booktabs' style."""
         rows = [" & ".join(map(latex_text, cells)) + r" \\" for cells in (self.heads, *self.lines)]
+        columns = "".join("l" if i in self.words else "r" for i in range(len(self.heads)))
         return "\n".join(
             [
                 *(r"\begin{table}", r"  \centering\small", rf"  \caption{{{latex_text(self.caption)}}}"),
-                *(rf"  \begin{{tabular}}{{l{'r' * (len(self.heads) - 1)}}}", r"    \toprule", f"    {rows[0]}"),
+                *(rf"  \begin{{tabular}}{{{columns}}}", r"    \toprule", f"    {rows[0]}"),
                 *(r"    \midrule", *(f"    {row}" for row in rows[1:]), r"    \bottomrule"),
                 *(r"  \end{tabular}", r"\end{table}"),
             ]
@@ -148,7 +154,7 @@ def comparison(name: str, group: Record, main: str, views: int, common: bool) ->
         if not common:
             difference = group["differences"].get(method, {}).get(str(views), {}).get(HEADLINE)
             line.append(_shown(HEADLINE, difference, "+"))
-            line += [str(papers.get(method, {}).get(field, NONE)) for field in PUBLISHED]
+            line += [_quoted(papers.get(method, {}), field) for field in PUBLISHED]
         lines.append(tuple(line))
     heads = ["method", "ok", *(METRICS[metric].label for metric in metrics)]
     if not common:
@@ -168,12 +174,16 @@ def published_at(method: str, table: str) -> Record | None:
 def published_table() -> Table:
     """Every published number that a method's module quotes, with how its protocol differs from ours."""
     lines = [
-        (method, str(paper["table"]), *(str(paper.get(field, NONE)) for field in PUBLISHED), str(paper["differs"]))
+        (method, str(paper["table"]), *(_quoted(paper, field) for field in PUBLISHED), str(paper["differs"]))
         for method in method_names()
         for paper in published(method)
     ]
     heads = ("method", "paper's table", *PUBLISHED.values(), "differs from ours in")
-    return Table("Published numbers, each under a protocol of its own", heads, tuple(lines))
+    return Table("Published numbers, each under a protocol of its own", heads, tuple(lines), (0, 1, len(heads) - 1))
+
+
+def _quoted(paper: Record, field: str) -> str:
+    return f"{paper[field]:.{2 if field in TWO_DIGITS else 3}f}" if field in paper else NONE
 
 
 def tables(summary: Record, asked: int | None = None) -> list[Table]:

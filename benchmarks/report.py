@@ -62,8 +62,10 @@ class Page:
         return f'<div class="chart">{head}<div class="plot" id="{name}"></div></div>'
 
 
-def table(heads: list[Cell], rows: Iterable[tuple[str, list[Cell]]], sortable: bool = True) -> str:
-    """An HTML table; each row is (style, cells)."""
+def table(
+    heads: list[Cell], rows: Iterable[tuple[str, list[Cell]]], sortable: bool = True, compact: bool = False
+) -> str:
+    """An HTML table; each row is (style, cells); a compact one has its heads in lines and intervals below their means."""
 
     def cell(tag: str, c: Cell, numeric: bool) -> str:
         key = f' data-v="{"" if c.value is None else c.value}"' if numeric and sortable and tag == "td" else ""
@@ -74,8 +76,8 @@ def table(heads: list[Cell], rows: Iterable[tuple[str, list[Cell]]], sortable: b
         f'<tr class="{style}">' + "".join(cell("td", c, "text" not in c.style) for c in cells) + "</tr>"
         for style, cells in rows
     )
-    kind = ' class="sortable"' if sortable else ""
-    return f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    kind = " ".join(name for name, is_so in (("sortable", sortable), ("compact", compact)) if is_so)
+    return f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
 def words(text: object) -> Cell:
@@ -181,7 +183,14 @@ def _as_html(found: Comparison) -> str:
             shown = escape(mean) + (f" <small>[{escape(bounds)}</small>" if bounds else "")
             line.append(Cell(f'<span class="quiet">{shown}</span>' if is_quiet else shown))
         lines.append(("", line))
-    return table(heads, lines, sortable=False)
+    return table(heads, lines, sortable=False, compact=True)
+
+
+def _worded(found: Comparison, column: int, text: str) -> Cell:
+    """A cell of a comparison: words to the left, the last ones in several lines, numbers to the right."""
+    if column not in found.words:
+        return Cell(escape(text))
+    return Cell(escape(text), style="text wrap" if column == len(found.heads) - 1 else "text")
 
 
 def _stages_table(group: Record, views: str) -> str:
@@ -224,7 +233,7 @@ def _means_table(group: Record, main: str) -> str:
         f"<p class='quiet'>Means over all objects, failures scored by their status; &ldquo;common&rdquo; over the {common} "
         f"of {len(group['objects'])} objects that every method reconstructed. Brackets: 95 % interval. Click a head to sort.</p>"
     )
-    return table(heads, lines) + note
+    return table(heads, lines, compact=True) + note
 
 
 def _best(group: Record, views: str, name: str) -> float | None:
@@ -519,7 +528,9 @@ def add_paper(page: Page) -> None:
     )
     quoted = published_table()
     others = table(
-        [words(head) for head in quoted.heads], [("", [words(cell) for cell in line]) for line in quoted.lines]
+        [_worded(quoted, i, head) for i, head in enumerate(quoted.heads)],
+        [("", [_worded(quoted, i, cell) for i, cell in enumerate(line)]) for line in quoted.lines],
+        sortable=False,
     )
     box = f'<div class="note">{text}{table(heads, lines)}<p><b>{escape(quoted.caption)}</b></p>{others}</div>'
     page.section("paper", "What papers say, for reference", [box])

@@ -56,6 +56,18 @@ def test_published_numbers_stand_in_columns_of_their_own_and_methods_without_row
     assert {cell for head, cell in shown["lgm"].items() if "published" not in head} == {"lgm", "not run", "–"}
     assert {shown["white"][head] for head in table.heads if "published" in head} == {"–"}
     assert sum(line[0] == "lgm" for line in every.lines) == len(published("lgm")) > 3
+    crm = next(line for line in every.lines if line[:2] == ("crm", "GeoLRM, GSO"))
+    assert crm[2:9] == ("22.78", "0.843", "0.190", "0.213", "0.831", "0.30", "5.93")  # with the paper's digits
+
+
+def test_words_stand_to_the_left_and_numbers_to_the_right(results):
+    *_, every = tables(summarise(results))
+    shown = every.text().splitlines()
+    first = next(i for i, line in enumerate(shown) if line.startswith("crm"))
+    differs = [line[-1] for line in every.lines]
+    starts = {line.index(text) for line, text in zip(shown[first:], differs, strict=True)}
+    assert len(starts) == 1
+    assert r"\begin{tabular}{llrrrrrrrl}" in every.latex()
 
 
 def test_the_files_hold_the_same_numbers_and_the_screen_has_the_tables(results, capsys):
