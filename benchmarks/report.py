@@ -518,7 +518,7 @@ def add_paper(page: Page) -> None:
     lines = []
     for method, by_views in PAPER_SWEEP.items():
         for views, values in by_views.items():
-            numbers_shown = [Cell(f"{v:g}" if i else f"{v:.2f}", v) for i, v in enumerate(values)]
+            numbers_shown = [Cell(f"{v:.3f}" if i == 1 else f"{v:.2f}", v) for i, v in enumerate(values)]  # SSIM
             lines.append(("", [words(method), Cell(str(views), views), *numbers_shown]))
     text = (
         "<p><b>Not comparable with the columns above.</b> Published by the authors of GeoLRM (arXiv:2406.15333, Table 3): 100 "

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-# Constant quality, one thread: a film of 36 frames of 128 px takes some 0.05 s.
+# Constant quality. 36 frames take 0.07 s and 20 KB at 128 px, 0.6 s and some 60 KB at 512, on one thread.
 VP9 = {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "4"}
 BT709, LIMITED = 1, 1  # as FFmpeg counts colour spaces and ranges
 

@@ -447,8 +447,7 @@ def _write(client: MlflowClient, experiment: str, run: PlannedRun, content: str,
 
     ended = int(run.ended * 1000)
     tags = run.tags | {TAG: ""} | ({"mlflow.parentRunId": parent} if parent else {})
-    before = max((before for *_, before in run.metrics), default=0.0)
-    started = int(min([run.ended - before, *(sample["time"] for sample in run.system)]) * 1000)
+    started = ended - int(max((before for *_, before in run.metrics), default=0.0) * 1000)
     # with its tags from the first moment: a run without them would be nobody's, and stay, if we are killed now
     own = {name: value[:8000] for name, value in tags.items()}
     run_id = client.create_run(experiment, start_time=started, tags=own, run_name=run.name).info.run_id
