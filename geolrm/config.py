@@ -205,7 +205,7 @@ class Sweep(Section):
     lpips: Literal["auto", "required"]
     mesh: Mesh
     full_geometry: bool  # also at 100,000 points and on the visible surface
-    artefacts: int  # objects whose PLY, GLB and pictures are kept
+    artefacts: int  # objects, the first of the split, whose pictures, film, PLY and GLB are kept
     seed: int
 
 

@@ -1,12 +1,13 @@
 """The training loop that both stages share.
 
 In: a stage (what to draw, what to minimise, how to judge), a shard data set, `Optimisation` from params. Out: in the stage's
-folder `steps.jsonl` (one line a step, one line a validation, the first of the untrained network), `pictures/`, a resume state
-every `checkpoint_every` steps and at the end `checkpoint.safetensors` + `.json`. Convention: everything random is a pure
-function of (seed, step) or (seed, epoch, key), so that a run stopped anywhere and started again takes the same next steps,
-bit for bit on a CPU; several ranks share each batch, and the first alone judges and writes. Trade: the lines after the newest
-resume state are taken back and their steps repeated. Verified by bit-equal continuation, by killing the process, one of its
-ranks or a data worker, by a planted NaN, and by the curve of two ranks against that of one.
+folder `steps.jsonl` (one line a step, one line a validation, the first of the untrained network), `system.jsonl` (how busy
+the machine is), `pictures/`, a resume state every `checkpoint_every` steps and at the end `checkpoint.safetensors` + `.json`.
+Convention: everything random is a pure function of (seed, step) or (seed, epoch, key), so that a run stopped anywhere and
+started again takes the same next steps, bit for bit on a CPU; several ranks share each batch, and the first alone judges and
+writes. Trade: the lines after the newest resume state are taken back and their steps repeated. Verified by bit-equal
+continuation, by killing the process, one of its ranks or a data worker, by a planted NaN, and by the curve of two ranks against
+that of one.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from geolrm.data.loader import Sample, ShardDataset, batches
 from geolrm.data.procedural.source import GeneratedDataset, GeneratedSample
 from geolrm.failures import BadInput
 from geolrm.files import write_whole
+from geolrm.monitor import FILE, watched
 from geolrm.passport import passport
 from geolrm.training.checkpoint import (
     discard_resume_states,
@@ -405,7 +407,11 @@ def _journal(
             leftover.unlink()
     write_whole(steps_file, _kept_lines(steps_file, first))
     steps = stage.optimisation.steps
-    with steps_file.open("a") as log, tqdm(total=steps, initial=first, desc=stage.name, unit="step") as bar:
+    with (
+        watched(folder / FILE, fresh=first == 0),
+        steps_file.open("a") as log,
+        tqdm(total=steps, initial=first, desc=stage.name, unit="step") as bar,
+    ):
         journal = _Journal(stage, validation, folder, optimiser, facts, log, bar)
         if first == 0:  # where training starts from: the curve's first point is the untrained network
             journal.judge(0)
