@@ -107,7 +107,7 @@ def test_a_state_killed_while_it_was_removed_is_never_taken(
             run(make_stage(tiny_params, "proposal"), tiny_dataset, tmp_path, stop_after=2)
     run(make_stage(tiny_params, "proposal"), tiny_dataset, tmp_path, stop_after=2)
     assert [path.name for path in (tmp_path / "resume").iterdir()] == ["step-000002"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "resume", "steps.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "resume", "steps.jsonl", "system.jsonl"]
 
 
 @pytest.mark.parametrize(
