@@ -155,6 +155,7 @@ def test_a_finished_run_started_again_trains_anew_to_the_same_bytes(
         "checkpoint.safetensors",
         "pictures",
         "steps.jsonl",
+        "system.jsonl",
     ]
     assert (again / "steps.jsonl").read_text() != before  # other clocks: the steps were taken again
 
