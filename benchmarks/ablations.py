@@ -33,6 +33,7 @@ from geolrm.config import Params, Reconstruction, load_params
 from geolrm.failures import BadInput
 from geolrm.files import write_whole
 from geolrm.metrics.perceptual import Lpips, PerceptualMetrics, load_perceptual
+from geolrm.model.deformable import DeformableCrossAttention
 from geolrm.model.geolrm import GeoLRM
 from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import ReconstructionNetwork
@@ -84,10 +85,10 @@ def without_positions(network: ReconstructionNetwork) -> None:
 
 def without_offsets(network: ReconstructionNetwork) -> None:
     """Features are read at the projection itself."""
-    for block in network.transformer.blocks:
-        offsets = block.cross_attention.offsets.requires_grad_(False)  # type: ignore[union-attr]
-        nn.init.zeros_(offsets.weight)
-        nn.init.zeros_(offsets.bias)
+    for module in network.modules():
+        if isinstance(module, DeformableCrossAttention):
+            for parameter in module.offsets.requires_grad_(False).parameters():
+                nn.init.zeros_(parameter)
 
 
 # --- the ablations ---
@@ -455,7 +456,7 @@ class Page:
 
 def main() -> None:
     command: Callable[[], None] = tyro.cli(
-        Annotated[Run, tyro.conf.subcommand("run")] | Annotated[Page, tyro.conf.subcommand("page")]  # type: ignore[arg-type]
+        Annotated[Run, tyro.conf.subcommand("run")] | Annotated[Page, tyro.conf.subcommand("page")]
     )
     command()
 
