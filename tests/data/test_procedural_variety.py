@@ -124,6 +124,11 @@ def test_points_of_an_outline_lie_on_it_evenly_with_normals_that_finite_differen
     below = torch.tensor([*shape.areas[-2:-1], *shape.areas[:-2]]).cumsum(0)[1:-1] / sum(shape.areas)
     assert halves == pytest.approx(below.tolist(), abs=0.01)
 
+    z, (low, high), (a, b) = points[2], shape.heights[:2], shape.radii[:2]
+    first = (z > low) & (z < high)  # of the lowest piece: denser where it is wider
+    expected = low + (high - low) * (a + 2 * b) / (3 * (a + b))
+    assert z[first].mean().item() == pytest.approx(expected, abs=0.02 * (high - low))
+
     def level(q: torch.Tensor) -> torch.Tensor:  # 0 on the surface, positive outside, by the outline's definition alone
         out = q[:2].abs().amax(0) if shape.square else torch.hypot(q[0], q[1])
         width = torch.zeros_like(out)
@@ -195,6 +200,7 @@ def test_a_cavity_spares_what_is_kept_and_leaves_no_wall_in_it() -> None:
     scene = Scene((placed(body), cavity, kept))
     assert scene.contains(ball.centre[:, None]).all()
     assert not Scene((placed(body), cavity, ball)).contains(ball.centre[:, None]).any()
+    assert depth_of(scene, render_rig("k")[[25]], 65)[0, 32, 32].item() == pytest.approx(2.0 - 0.05, abs=1e-5)
     points, normals, _ = scene.sample_surface(8192, scene_generator(0, "kept"))
     assert (scene.contains((points + 1e-4 * normals).T)).float().mean() < 3e-3
     assert (scene.contains((points - 1e-4 * normals).T)).float().mean() > 0.997
@@ -286,6 +292,21 @@ def test_lettering_is_ink_on_a_part_of_the_surface_in_colours_that_are_colours()
         shares.append(((colour - base).abs().amax(0) > 0.02).float().mean().item())
     assert all(0.01 < share < 0.95 for share in shares)
     assert min(shares) < 0.3
+
+
+def test_every_panel_that_holds_something_has_ink_and_most_hold_letters() -> None:
+    texture = draw_texture(scene_generator(0, "panels"), lettered=1.0)
+    assert texture.lettering is not None
+    full = replace(texture.lettering, density=1.0, paper=0.0, side=0.2, height=1.0)
+    texture = replace(texture, lettering=full, palette=torch.zeros(3, 3))
+    axis = (torch.arange(400) + 0.5) / 200 - 1  # ten panels along each
+    points = torch.stack([torch.zeros(160000), *torch.cartesian_prod(axis, axis).T])
+    colour = albedo(texture, points, torch.tensor([[1.0], [0.0], [0.0]]).expand(3, 160000), points)
+    ink = (colour.amax(0) > 0.01).float()
+    column, row = (points[1] / 0.2 + full.shift[0]).floor(), (points[2] / 0.2 + full.shift[1]).floor()
+    shares = torch.stack([ink[(column == c) & (row == r)].mean() for c in range(-4, 4) for r in range(-4, 4)])
+    assert (shares > 0).float().mean() > 0.95
+    assert (shares < 0.35).float().mean() > 0.5  # strokes leave most of a panel bare, bars half of it
 
 
 def draw_base(texture: Texture, points: torch.Tensor, normals: torch.Tensor) -> torch.Tensor:

@@ -152,7 +152,7 @@ class Scene:
                 within = (other_enter <= t) & (t < other_leave)
                 if another.carves:
                     better &= ~within
-                elif not another.kept:  # a carver has no wall in what it spares
+                else:
                     held |= within
             if solid.carves:
                 better &= held
