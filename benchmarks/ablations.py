@@ -253,7 +253,7 @@ def run_one(
     assert isinstance(proposal, ProposalNetwork)
     network = new_network(ablation, section, data.device)
     stage = ReconstructionStage(network, section, proposal.to(data.device), _perceptual_loss(section, data.device))
-    facts = data.facts(stage) | {"ablation": name, "proposal_sha256": record["sha256"]}
+    facts = data.facts(stage, ablation=name, proposal_sha256=record["sha256"])
     scores = folder / SCORES
     if scores.exists() and json.loads(scores.read_text())["facts"] == facts:
         return "kept"

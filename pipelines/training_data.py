@@ -52,14 +52,13 @@ class TrainingData:
         identity = {"catalog_sha256": sha256_of(folder / "catalog.parquet")}
         return cls(ShardDataset(folder, "train"), stored, identity, results, device)
 
-    def train(self, stage: Stage[Any], workers: int, minutes: float | None, **facts: Any) -> None:
-        """Train a stage on these data, by all processes that share it, into its folder of the results.
+    def facts(self, stage: Stage[Any], **more: Any) -> dict[str, Any]:
+        """Parameters, data and what else a resume state must share to be used."""
+        return {"params": stage.config.model_dump(mode="json"), **self.identity, **more}
 
-        Args:
-            facts: what a resume state must share to be used, besides parameters and data.
-        """
-        facts = {"params": stage.config.model_dump(mode="json"), **self.identity, **facts}
-        folder = self.results / stage.name
+    def train(self, stage: Stage[Any], workers: int, minutes: float | None, **more: Any) -> None:
+        """Train a stage on these data, by all processes that share it, into its folder of the results; see `facts`."""
+        folder, facts = self.results / stage.name, self.facts(stage, **more)
         with all_ranks() as ranks:
             train(stage, self.training, self.validation, folder, facts, ranks=ranks, workers=workers, minutes=minutes)
 
