@@ -1,10 +1,11 @@
-"""Stored pictures and depth codes as floats, at the size that is asked for: the inner loops, in numba.
+"""Stored planes of steps as pictures and depth maps, at the size that is asked for: the inner loops, in numba.
 
-In: one picture's bytes or one depth map's codes, as decoded. Out: colour and straight alpha, or depth, of another size or the
-same. Convention: colour by the triangle filter of torch's antialiased bilinear interpolation, applied to colour times alpha
-and to alpha, then divided again, so that what is clear all around becomes black and clear; depth by nearest neighbour.
-`geolrm.views.Views.resized` says the same in plain torch. Trade: CPU and one thread, which is where samples are loaded; clear
-margins are skipped, and nothing is ever held at full size as floats, whose fresh pages cost more than the arithmetic.
+In: one picture's or one depth map's planes, each row less the row above it (`geolrm.data.shards`). Out: colour and straight
+alpha, colour over a background and alpha, or depth, of another size or the same. Convention: colour by the triangle filter of
+torch's antialiased bilinear interpolation, applied to colour times alpha and to alpha, then divided again or composited, so
+that what is clear all around becomes black and clear, or background; depth by nearest neighbour. `geolrm.views.Views` says the
+same in plain torch. Trade: CPU and one thread, which is where samples are loaded. Rows go through one at a time, along the row
+first, then down into the output, so that whatever is at full size stays in the first cache; clear margins are skipped.
 Verified against plain torch.
 """
 
@@ -41,71 +42,145 @@ def nearest(before: int, after: int) -> np.ndarray:
 
 
 @njit(cache=True, error_model="numpy")
+def _add_row(steps: Any, y: int, rgba: Any) -> None:
+    """Bring the row above, (4, W) uint8, to row y of a picture whose red and blue are stored less green."""
+    red, green, blue, alpha = rgba[0], rgba[1], rgba[2], rgba[3]
+    for j in range(len(green)):
+        red[j] += steps[0, y, j] + steps[1, y, j]
+    for j in range(len(green)):
+        blue[j] += steps[2, y, j] + steps[1, y, j]
+    for j in range(len(green)):
+        green[j] += steps[1, y, j]
+    for j in range(len(green)):
+        alpha[j] += steps[3, y, j]
+
+
+@njit(cache=True, error_model="numpy")
+def _seen(alpha: Any) -> tuple[int, int]:
+    """First column that is not clear, and the one behind the last; (W, 0) of a clear row."""
+    low, high = 0, len(alpha)
+    while low < high and alpha[low] == 0:
+        low += 1
+    if low == high:
+        return len(alpha), 0
+    while alpha[high - 1] == 0:
+        high -= 1
+    return low, high
+
+
+@njit(cache=True, error_model="numpy")
 def resize_pixels(
-    rgba: Any, y_first: Any, y_weights: Any, x_first: Any, x_weights: Any, colour: Any, alpha: Any
+    steps: Any,
+    y_first: Any,
+    y_weights: Any,
+    x_first: Any,
+    x_weights: Any,
+    over: bool,
+    grey: Any,
+    colour: Any,
+    alpha: Any,
 ) -> None:
-    """Fill colour (3, h, w) and alpha (1, h, w), float32 zeros when given, from rgba (H, W, 4) uint8; first pixels and
-    weights are `triangle`'s. Rows of the source are premultiplied once and kept for as long as they are needed."""
-    wide, rows, columns = rgba.shape[1], len(y_weights), len(x_weights)
-    kept, row = np.zeros((rows, 4 * wide), np.float32), np.empty(4 * wide, np.float32)
+    """Fill colour (3, h, w) and alpha (1, h, w), float32, from steps (4, H, W) uint8; first pixels and weights are
+    `triangle`'s. Colour is straight or, if `over`, composited over that grey."""
+    wide, rows, columns = steps.shape[2], len(y_weights), len(x_weights)
+    height, width = alpha.shape[1:]
+    part, one = np.float32(1 / 255), np.float32(1)
+    rgba, line = np.zeros((4, wide), np.uint8), np.empty(4 * (wide + 2 * columns), np.float32)
+    kept = np.zeros((rows, 4, width), np.float32)  # rows of the source, premultiplied and resized along
     number, first, last = np.full(rows, -1), np.zeros(rows, np.int64), np.zeros(rows, np.int64)
-    part = np.float32(1 / 255)
-    for i in range(alpha.shape[1]):
-        low, high = wide, 0
+    sums, reached = np.empty((4, width), np.float32), 0
+    for i in range(height):
+        low, high = width, 0
         for tap in range(rows):
             y = y_first[i] + tap
             slot = y % rows
             if number[slot] != y:
-                number[slot], first[slot], last[slot] = y, wide, 0
-                source, target = rgba[y], kept[slot]
-                for j in range(wide):
-                    a = np.float32(source[j, 3]) * part
-                    if a > 0:
-                        first[slot] = min(first[slot], j)
-                        last[slot] = j + 1
-                    for c in range(3):
-                        target[4 * j + c] = a * (np.float32(source[j, c]) * part)
-                    target[4 * j + 3] = a
+                while reached <= y:
+                    _add_row(steps, reached, rgba)
+                    reached += 1
+                number[slot] = y
+                begin, end = _seen(rgba[3])
+                target = kept[slot]
+                target[:] = np.float32(0)
+                first[slot], last[slot] = width, 0
+                if begin < end:
+                    # line holds pixel j at 4 (j + columns), with room for the taps of pixels at either edge
+                    line[4 * begin : 4 * (begin + columns)] = np.float32(0)
+                    line[4 * (end + columns) : 4 * (end + 2 * columns)] = np.float32(0)
+                    for j in range(begin, end):
+                        a = np.float32(rgba[3, j]) * part
+                        k = 4 * (j + columns)
+                        line[k] = a * (np.float32(rgba[0, j]) * part)
+                        line[k + 1] = a * (np.float32(rgba[1, j]) * part)
+                        line[k + 2] = a * (np.float32(rgba[2, j]) * part)
+                        line[k + 3] = a
+                    first[slot] = np.searchsorted(x_first, begin - columns + 1)
+                    last[slot] = np.searchsorted(x_first, end)
+                    for j in range(first[slot], last[slot]):
+                        r = g = b = a = np.float32(0)
+                        k = 4 * (x_first[j] + columns)
+                        for along in range(columns):
+                            weight = x_weights[along, j]
+                            r += weight * line[k]
+                            g += weight * line[k + 1]
+                            b += weight * line[k + 2]
+                            a += weight * line[k + 3]
+                            k += 4
+                        target[0, j], target[1, j], target[2, j], target[3, j] = r, g, b, a
             low, high = min(low, first[slot]), max(high, last[slot])
+        low = min(low, high)
+        for c in range(3):
+            colour[c, i, :low] = grey
+            colour[c, i, high:] = grey
+        alpha[0, i, :low] = np.float32(0)
+        alpha[0, i, high:] = np.float32(0)
         if low >= high:
             continue
-        begin, end = max(low - columns, 0), min(high + columns, wide)  # what taps at the seen pixels' edges may touch
-        row[4 * begin : 4 * end] = np.float32(0)
+        sums[:, low:high] = np.float32(0)
         for tap in range(rows):
             weight, source = y_weights[tap, i], kept[(y_first[i] + tap) % rows]
-            for k in range(4 * begin, 4 * end):
-                row[k] += weight * source[k]
-        for j in range(np.searchsorted(x_first, low - columns + 1), np.searchsorted(x_first, high)):
-            r = g = b = a = np.float32(0)
-            for tap in range(columns):
-                weight, k = x_weights[tap, j], 4 * (x_first[j] + tap)
-                r += weight * row[k]
-                g += weight * row[k + 1]
-                b += weight * row[k + 2]
-                a += weight * row[k + 3]
-            near = np.float32(1) / a if a > CLEAR else np.float32(0)
-            colour[0, i, j] = min(r * near, np.float32(1))
-            colour[1, i, j] = min(g * near, np.float32(1))
-            colour[2, i, j] = min(b * near, np.float32(1))
-            alpha[0, i, j] = min(a, np.float32(1))
-
-
-@njit(cache=True, error_model="numpy")
-def copy_pixels(rgba: Any, colour: Any, alpha: Any) -> None:
-    """Fill colour (3, H, W) and alpha (1, H, W) with rgba (H, W, 4) uint8, in [0, 1]."""
-    for i in range(rgba.shape[0]):
-        for j in range(rgba.shape[1]):
+            for c in range(4):
+                for j in range(low, high):
+                    sums[c, j] += weight * source[c, j]
+        for j in range(low, high):
+            alpha[0, i, j] = min(sums[3, j], one)
+        if over:
             for c in range(3):
-                colour[c, i, j] = np.float32(rgba[i, j, c]) / np.float32(255)
-            alpha[0, i, j] = np.float32(rgba[i, j, 3]) / np.float32(255)
+                for j in range(low, high):
+                    colour[c, i, j] = min(sums[c, j] + grey * (one - alpha[0, i, j]), one)
+        else:
+            for c in range(3):
+                for j in range(low, high):
+                    a = sums[3, j]
+                    colour[c, i, j] = min(sums[c, j] / a, one) if a > CLEAR else np.float32(0)
 
 
 @njit(cache=True, error_model="numpy")
-def pick_depth(codes: Any, rows: Any, columns: Any, scale: Any, offset: Any, depth: Any) -> None:
-    """Fill depth (h, w) with offset + scale * code at these rows (h,) and columns (w,) of codes (H, W), 0 where the code is 0;
-    all float32, exact for codes and offsets that are at most 2^24 scales."""
+def copy_pixels(steps: Any, over: bool, grey: Any, colour: Any, alpha: Any) -> None:
+    """Fill colour (3, H, W) and alpha (1, H, W) from steps (4, H, W) uint8: straight, or composited over that grey."""
+    rgba, most, one = np.zeros((4, steps.shape[2]), np.uint8), np.float32(255), np.float32(1)
+    for i in range(steps.shape[1]):
+        _add_row(steps, i, rgba)
+        for j in range(steps.shape[2]):
+            alpha[0, i, j] = np.float32(rgba[3, j]) / most
+        for c in range(3):
+            for j in range(steps.shape[2]):
+                colour[c, i, j] = np.float32(rgba[c, j]) / most
+            if over:
+                for j in range(steps.shape[2]):
+                    colour[c, i, j] = colour[c, i, j] * alpha[0, i, j] + grey * (one - alpha[0, i, j])
+
+
+@njit(cache=True, error_model="numpy")
+def pick_depth(steps: Any, rows: Any, columns: Any, scale: Any, offset: Any, depth: Any) -> None:
+    """Fill depth (h, w) with offset + scale * code at these rows (h,) and columns (w,) of the codes whose steps (2, H, W) are
+    given as low and high bytes, 0 where the code is 0; all float32, exact for codes and offsets of at most 2^24 scales."""
+    codes, reached = np.zeros(steps.shape[2], np.uint16), 0
     for i in range(len(rows)):
-        source = codes[rows[i]]
+        while reached <= rows[i]:
+            for j in range(len(codes)):
+                codes[j] += np.uint16(steps[0, reached, j]) + np.uint16(256) * np.uint16(steps[1, reached, j])
+            reached += 1
         for j in range(len(columns)):
-            code = source[columns[j]]
+            code = codes[columns[j]]
             depth[i, j] = np.float32(code) * scale + offset if code > 0 else np.float32(0)
