@@ -5,7 +5,8 @@ alpha, colour over a background and alpha, or depth, of another size or the same
 torch's antialiased bilinear interpolation, applied to colour times alpha and to alpha, then divided again or composited, so
 that what is clear all around becomes black and clear, or background; depth by nearest neighbour. `geolrm.views.Views` says the
 same in plain torch. Trade: CPU and one thread, which is where samples are loaded. Rows go through one at a time, along the row
-first, then down into the output, so that whatever is at full size stays in the first cache; clear margins are skipped.
+first, then down into the output, so that whatever is at full size stays in the first cache; clear margins are skipped. Loops
+run over slices from 0, or by unsigned numbers: where an index could be negative, numba's care for it keeps a loop scalar.
 Verified against plain torch.
 """
 
@@ -69,6 +70,78 @@ def _seen(alpha: Any) -> tuple[int, int]:
 
 
 @njit(cache=True, error_model="numpy")
+def _premultiply(rgba: Any, begin: int, end: int, room: int, line: Any) -> None:
+    """Pixels begin to end of a row (4, W) uint8 into line, pixel by pixel, each at 4 (column + room), clear ones around."""
+    part = np.float32(1 / 255)
+    line[4 * begin : 4 * (begin + room)] = np.float32(0)
+    line[4 * (end + room) : 4 * (end + 2 * room)] = np.float32(0)
+    red, green, blue, alpha = rgba[0, begin:end], rgba[1, begin:end], rgba[2, begin:end], rgba[3, begin:end]
+    target = line[4 * (begin + room) : 4 * (end + room)]
+    for j in range(len(alpha)):
+        a = np.float32(alpha[j]) * part
+        target[4 * j] = a * (np.float32(red[j]) * part)
+        target[4 * j + 1] = a * (np.float32(green[j]) * part)
+        target[4 * j + 2] = a * (np.float32(blue[j]) * part)
+        target[4 * j + 3] = a
+
+
+@njit(cache=True, error_model="numpy")
+def _along(line: Any, x_first: Any, x_weights: Any, first: int, last: int, target: Any) -> None:
+    """Columns first to last of a resized row (4, w) from a line of `_premultiply`, all others clear."""
+    columns = len(x_weights)
+    target[:] = np.float32(0)
+    red, green, blue, alpha = (
+        target[0, first:last],
+        target[1, first:last],
+        target[2, first:last],
+        target[3, first:last],
+    )
+    starts, weights = x_first[first:last], x_weights[:, first:last]
+    for j in range(len(starts)):
+        r = g = b = a = np.float32(0)
+        k = np.uintp(4 * (starts[j] + columns))
+        for tap in range(columns):
+            weight = weights[tap, j]
+            r += weight * line[k]
+            g += weight * line[k + np.uintp(1)]
+            b += weight * line[k + np.uintp(2)]
+            a += weight * line[k + np.uintp(3)]
+            k += np.uintp(4)
+        red[j], green[j], blue[j], alpha[j] = r, g, b, a
+
+
+@njit(cache=True, error_model="numpy")
+def _add_weighted(source: Any, weight: Any, low: int, high: int, sums: Any) -> None:
+    """Add columns low to high of a row (4, w) to sums."""
+    for c in range(4):
+        part, total = source[c, low:high], sums[c, low:high]
+        for j in range(len(total)):
+            total[j] += weight * part[j]
+
+
+@njit(cache=True, error_model="numpy")
+def _store(sums: Any, low: int, high: int, over: bool, grey: Any, colour: Any, alpha: Any) -> None:
+    """A row of colour (3, w) and alpha (w,) from premultiplied sums (4, w) in columns low to high, nothing elsewhere."""
+    one = np.float32(1)
+    colour[:, :low] = grey
+    colour[:, high:] = grey
+    alpha[:low] = np.float32(0)
+    alpha[high:] = np.float32(0)
+    seen, covered = alpha[low:high], sums[3, low:high]
+    for j in range(len(seen)):
+        seen[j] = min(covered[j], one)
+    for c in range(3):
+        target, part = colour[c, low:high], sums[c, low:high]
+        if over:
+            for j in range(len(target)):
+                target[j] = min(part[j] + grey * (one - min(covered[j], one)), one)
+        else:
+            for j in range(len(target)):
+                a = covered[j]
+                target[j] = min(part[j] / a, one) if a > CLEAR else np.float32(0)
+
+
+@njit(cache=True, error_model="numpy")
 def resize_pixels(
     steps: Any,
     y_first: Any,
@@ -84,11 +157,13 @@ def resize_pixels(
     `triangle`'s. Colour is straight or, if `over`, composited over that grey."""
     wide, rows, columns = steps.shape[2], len(y_weights), len(x_weights)
     height, width = alpha.shape[1:]
-    part, one = np.float32(1 / 255), np.float32(1)
     rgba, line = np.zeros((4, wide), np.uint8), np.empty(4 * (wide + 2 * columns), np.float32)
-    kept = np.zeros((rows, 4, width), np.float32)  # rows of the source, premultiplied and resized along
+    kept, sums = (
+        np.empty((rows, 4, width), np.float32),
+        np.empty((4, width), np.float32),
+    )  # rows of the source, resized along
     number, first, last = np.full(rows, -1), np.zeros(rows, np.int64), np.zeros(rows, np.int64)
-    sums, reached = np.empty((4, width), np.float32), 0
+    reached = 0
     for i in range(height):
         low, high = width, 0
         for tap in range(rows):
@@ -98,61 +173,21 @@ def resize_pixels(
                 while reached <= y:
                     _add_row(steps, reached, rgba)
                     reached += 1
-                number[slot] = y
+                number[slot], first[slot], last[slot] = y, width, 0
                 begin, end = _seen(rgba[3])
-                target = kept[slot]
-                target[:] = np.float32(0)
-                first[slot], last[slot] = width, 0
                 if begin < end:
-                    # line holds pixel j at 4 (j + columns), with room for the taps of pixels at either edge
-                    line[4 * begin : 4 * (begin + columns)] = np.float32(0)
-                    line[4 * (end + columns) : 4 * (end + 2 * columns)] = np.float32(0)
-                    for j in range(begin, end):
-                        a = np.float32(rgba[3, j]) * part
-                        k = 4 * (j + columns)
-                        line[k] = a * (np.float32(rgba[0, j]) * part)
-                        line[k + 1] = a * (np.float32(rgba[1, j]) * part)
-                        line[k + 2] = a * (np.float32(rgba[2, j]) * part)
-                        line[k + 3] = a
+                    _premultiply(rgba, begin, end, columns, line)
                     first[slot] = np.searchsorted(x_first, begin - columns + 1)
                     last[slot] = np.searchsorted(x_first, end)
-                    for j in range(first[slot], last[slot]):
-                        r = g = b = a = np.float32(0)
-                        k = 4 * (x_first[j] + columns)
-                        for along in range(columns):
-                            weight = x_weights[along, j]
-                            r += weight * line[k]
-                            g += weight * line[k + 1]
-                            b += weight * line[k + 2]
-                            a += weight * line[k + 3]
-                            k += 4
-                        target[0, j], target[1, j], target[2, j], target[3, j] = r, g, b, a
+                    _along(line, x_first, x_weights, first[slot], last[slot], kept[slot])
             low, high = min(low, first[slot]), max(high, last[slot])
         low = min(low, high)
-        for c in range(3):
-            colour[c, i, :low] = grey
-            colour[c, i, high:] = grey
-        alpha[0, i, :low] = np.float32(0)
-        alpha[0, i, high:] = np.float32(0)
-        if low >= high:
-            continue
         sums[:, low:high] = np.float32(0)
         for tap in range(rows):
-            weight, source = y_weights[tap, i], kept[(y_first[i] + tap) % rows]
-            for c in range(4):
-                for j in range(low, high):
-                    sums[c, j] += weight * source[c, j]
-        for j in range(low, high):
-            alpha[0, i, j] = min(sums[3, j], one)
-        if over:
-            for c in range(3):
-                for j in range(low, high):
-                    colour[c, i, j] = min(sums[c, j] + grey * (one - alpha[0, i, j]), one)
-        else:
-            for c in range(3):
-                for j in range(low, high):
-                    a = sums[3, j]
-                    colour[c, i, j] = min(sums[c, j] / a, one) if a > CLEAR else np.float32(0)
+            slot = (y_first[i] + tap) % rows
+            if first[slot] < last[slot]:
+                _add_weighted(kept[slot], y_weights[tap, i], low, high, sums)
+        _store(sums, low, high, over, grey, colour[:, i], alpha[0, i])
 
 
 @njit(cache=True, error_model="numpy")

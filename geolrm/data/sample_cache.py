@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from geolrm.failures import BadInput
-from geolrm.files import TEMPORARY, whole_file
+from geolrm.files import whole_file
 
 CACHE_BYTES = 64 * 2**30
 KEPT_SHARE = 0.9  # of the limit is what stays when room is made
@@ -76,9 +76,8 @@ class SampleCache:
         note.write_text(str(total + wanted))
 
     def _removed_to(self, most: int) -> int:
-        """Bytes of the samples that are left when the oldest are gone, at most that many."""
-        for leftover in self.folder.glob(f"??/{TEMPORARY}"):  # of a killed writer: we hold the lock
-            leftover.unlink(missing_ok=True)
+        """Bytes of the samples that are left when the oldest are gone, at most that many. What killed writers left counts as
+        samples that nobody uses."""
         found = []
         for path in self.folder.glob("??/*"):
             with suppress(FileNotFoundError):  # deleted by hand
