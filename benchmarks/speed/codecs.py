@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,7 +23,7 @@ import numpy as np
 import OpenEXR
 import tyro
 from numba import njit
-from PIL import Image
+from PIL import Image, features
 
 from geolrm.data.object_tar import read_object_tar
 from geolrm.data.shard_plan import codec_versions
@@ -275,7 +276,8 @@ def main(options: Options) -> None:
         for name in (name for name in rows if name.endswith(f"step {label}")):
             span = max(float(depth.max() - depth[depth > 0].min()) for depth in depths)
             rows[name]["error"] = (step or span / 65534) / 2
-    about = passport(command=" ".join(sys.argv[1:]), passes=options.passes, codecs=codec_versions())
+    codecs_used = codec_versions() | {"pillow": version("pillow"), "webp": str(features.version("webp"))}
+    about = passport(command=" ".join(sys.argv[1:]), passes=options.passes, codecs=codecs_used)
     record = {"pictures": len(pictures), "size": list(pictures[0].shape[:2]), "rows": rows, "passport": about}
     write_whole(options.out, json.dumps(record, indent=1) + "\n")
     print(table(record))

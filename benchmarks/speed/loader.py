@@ -63,7 +63,7 @@ class Options:
     """Their side, pixels."""
     rounds: int = 5
     """Counted rounds; each loads every object in every mode."""
-    draws: int = 4
+    draws: int = 2
     """Samples of each object in a round, with other views each time."""
     voxels: int = 128
     """Resolution of the occupancy label."""
