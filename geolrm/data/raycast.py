@@ -1,7 +1,6 @@
 """Pictures and geometry of a textured mesh, by ray casting on the CPU.
 
-In: a normalised `TexturedMesh` and cameras. Out: colour, alpha, planar depth and world normals per view; from them the
-object that is written as an object tar. Convention: depth and normals are those of the ray through the pixel's centre, alpha
+In: a normalised `TexturedMesh` and cameras. Out: colour, alpha, planar depth and world normals per view. Convention: depth and normals are those of the ray through the pixel's centre, alpha
 is the share of the pixel's sub-rays (a jittered grid) that hit, colour the mean of those that hit; the lighting is fixed in
 the world, the same for all views and objects (`geolrm.data.lighting`). Trade: Open3D's Embree needs no display and no GPU, but
 textures are antialiased by the sub-rays alone, without mip levels, so that nothing bleeds across the seams of a scan's atlas.
@@ -20,20 +19,8 @@ from torch import Tensor
 
 from geolrm.cameras import Cameras
 from geolrm.data.lighting import irradiance, linear_to_srgb, srgb_to_linear
-from geolrm.data.meshes import (
-    Bundle,
-    Material,
-    TexturedMesh,
-    Up,
-    normalised,
-    read_mesh,
-    sample_surface,
-)
-from geolrm.data.object_tar import RenderedObject
-from geolrm.data.rig import render_rig, test_rig
-from geolrm.views import Views
+from geolrm.data.meshes import Material, TexturedMesh
 
-SURFACE_POINTS = 131_072
 RAYS_AT_ONCE = 1 << 18
 
 Floats = NDArray[np.float32]
@@ -162,9 +149,10 @@ class RayCaster:
         linear = srgb_to_linear(torch.from_numpy(self.albedo(face, weights))) * light[:, None]
         return hit, linear_to_srgb(linear.clamp(0, 1)).numpy()
 
-    def render(self, cameras: Cameras, resolution: int, supersampling: int) -> GBuffers:
-        """Views of `resolution` pixels a side, `supersampling`^2 sub-rays a pixel, from cameras (V,)."""
-        views = [self._view(cameras[v], resolution, supersampling, seed=v) for v in range(len(cameras))]
+    def render(self, cameras: Cameras, resolution: int, supersampling: int, first: int = 0) -> GBuffers:
+        """Views of `resolution` pixels a side, `supersampling`^2 sub-rays a pixel, from cameras (V,), of which the first is
+        number `first`: the sub-rays of a view follow from its number."""
+        views = [self._view(cameras[v], resolution, supersampling, seed=first + v) for v in range(len(cameras))]
         colour, alpha, depth, normals = (torch.from_numpy(np.stack(part)) for part in zip(*views, strict=True))
         return GBuffers(colour.movedim(-1, 1).contiguous(), alpha[:, None], depth, normals.movedim(-1, 1).contiguous())
 
@@ -253,49 +241,3 @@ def average(hit: NDArray[np.bool_], colours: Floats) -> tuple[Floats, Floats]:
     count = hit.sum(axis=-1)
     mean = spread.sum(axis=2) / np.maximum(count, 1)[..., None]
     return mean.astype(np.float32), (count / hit.shape[-1]).astype(np.float32)
-
-
-def rendered_object(
-    bundle: Bundle, facts: dict[str, Any], up: Up, resolution: int, supersampling: int, threads: int = 0
-) -> RenderedObject:
-    """Read, check, normalise and render one object from the 40 cameras of the rig and the 16 test cameras.
-
-    Args:
-        bundle: the object's files.
-        facts: what its meta shall say beside what is found here: dataset, layout, split, licence, attribution, unit, ...
-        up: the axis of the source that points up.
-        threads: of ray casting, 0 for all cores.
-
-    Raises BadInput (see `geolrm.data.meshes.read_mesh`), `Open3DMissing`.
-    """
-    import_open3d()
-    mesh, object_to_source = normalised(read_mesh(bundle), up)
-    caster = RayCaster(mesh, threads)
-    views = _views(bundle.key, render_rig(bundle.key), caster, resolution, supersampling)
-    test_views = _views(bundle.key, test_rig(), caster, resolution, supersampling)
-    points, point_normals = sample_surface(mesh, SURFACE_POINTS, seed=0)
-    meta = {
-        **facts,
-        "source_id": bundle.source_id,
-        "category": bundle.category,
-        "object_to_source": object_to_source.tolist(),
-        "up": up,
-        "surface": "mesh",
-        "rig": "own",
-        "faces": len(mesh.faces),
-        "warnings": list(mesh.warnings),
-    }
-    return RenderedObject(
-        bundle.key,
-        views[0],
-        views[1],
-        test_views[0],
-        torch.from_numpy(points),
-        torch.from_numpy(point_normals),
-        meta,
-    )
-
-
-def _views(key: str, cameras: Cameras, caster: RayCaster, resolution: int, supersampling: int) -> tuple[Views, Tensor]:
-    buffers = caster.render(cameras, resolution, supersampling)
-    return Views(key, cameras, buffers.colour, buffers.alpha, buffers.depth), buffers.normals
