@@ -1,10 +1,11 @@
 """Pictures and geometry of a textured mesh, by ray casting on the CPU.
 
-In: a normalised `TexturedMesh` and cameras. Out: colour, alpha, planar depth and world normals per view. Convention: depth and normals are those of the ray through the pixel's centre, alpha
-is the share of the pixel's sub-rays (a jittered grid) that hit, colour the mean of those that hit; the lighting is fixed in
-the world, the same for all views and objects (`geolrm.data.lighting`). Trade: Open3D's Embree needs no display and no GPU, but
-textures are antialiased by the sub-rays alone, without mip levels, so that nothing bleeds across the seams of a scan's atlas.
-Verified on cubes with a colour a face, on spheres in closed form, and by landing the depth of each view on the next.
+In: a normalised `TexturedMesh` and cameras. Out: colour, alpha, planar depth and world normals per view. Convention: depth and
+normals are those of the ray through the pixel's centre, alpha is the share of the pixel's sub-rays (a jittered grid) that hit,
+colour the mean of those that hit; the lighting is fixed in the world, the same for all views and objects
+(`geolrm.data.lighting`). Trade: Open3D's Embree needs no display and no GPU, but textures are antialiased by the sub-rays alone,
+without mip levels, so that nothing bleeds across the seams of a scan's atlas. Verified on cubes with a colour a face, on spheres
+in closed form, and by landing the depth of each view on the next.
 """
 
 from __future__ import annotations

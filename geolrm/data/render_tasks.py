@@ -100,7 +100,7 @@ def batches(size: int) -> Iterator[Batch]:
 
 
 def scene_of(job: RenderJob, bundle: Bundle) -> Scene:
-    """Read, check and normalise an object. Raises BadInput (see `geolrm.data.meshes.read_mesh`), Open3DMissing, MitsubaMissing."""
+    """Read, check and normalise an object. Raises BadInput (as `geolrm.data.meshes.read_mesh`), Open3DMissing, MitsubaMissing."""
     name = f"{bundle.sha256} {bundle.mesh_name} {job.up} {job.threads} {job.colour}"
     if name not in _held:
         _held.clear()

@@ -206,7 +206,7 @@ KINDS = (
         GOB_TAR,
         "a camera of zeros",
         "pose_zero",
-        with_record(f"{GOB_VIEW}.json", lambda record: record | dict.fromkeys("xyz", [0.0, 0.0, 0.0])),
+        with_record(f"{GOB_VIEW}.json", lambda record: record | {axis: [0.0, 0.0, 0.0] for axis in "xyz"}),
     ),
     Kind(GOB_TAR, "a member that leads out of the tar", "member_path", with_file("../../../evil", b"x")),
     Kind(GOB_FOLDER, "a depth map of no bytes", "exr_unreadable", with_file(f"{GOB_VIEW}_nd.exr", b"")),
