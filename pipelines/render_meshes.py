@@ -80,7 +80,7 @@ class Options:
     """The params file: resolution, supersampling, workers, max_drop_rate of its section `meshes`, and the preset's name."""
     colour: Colour = "cast"
     """cast: each surface point under the fixed light, the same from all sides. path: traced with Mitsuba, with shadows and light
-    from surface to surface (pip install -e '.[mitsuba]'), a hundred times as long. Depth, normals and alpha are the same."""
+    from surface to surface (pip install -e '.[mitsuba]'), some twenty times as long. Depth, normals and alpha are the same."""
     samples: int = SAMPLES
     """Paths a pixel, of --colour path."""
     workers: int | None = None

@@ -4,8 +4,9 @@ In: a normalised `TexturedMesh` and cameras. Out: colour and alpha per view; dep
 `geolrm.data.raycast`, whose cameras and pixels these are. Convention: the light is that of `geolrm.data.lighting`. Its ambient
 term, linear in the normal's z, is what a sky of radiance a + b z lends a surface that sees all of it, and its two lights are far
 away; so what nothing shades has the colours of ray casting, and a hollow is darker and takes colour from its own walls. Trade:
-Mitsuba's `scalar_rgb` needs no GPU and no LLVM, and takes a hundred times as long; texels are averaged in linear light, where
-ray casting averages pixels in sRGB. Verified against ray casting on boxes and a ball, and by a bowl that shades itself.
+Mitsuba's `scalar_rgb` needs no GPU and no LLVM, and takes some twenty times as long at 64 paths a pixel; paths are averaged in
+linear light, where ray casting averages sub-rays in sRGB. Verified against ray casting on boxes and a ball, and by a hollow that
+shades itself.
 """
 
 from __future__ import annotations
