@@ -297,12 +297,13 @@ def run(work: Iterator[Work | Dropped], workers: int, scheduler: str | None = No
 def collect(pending: dict[Future[float], Work], tally: Tally) -> int:
     """Wait for an object, move what is done from `pending` to the tally, and say how many that were."""
     done, _ = wait(pending, return_when=FIRST_COMPLETED)
+    told: tuple[type[Exception], ...] = (BadInput, *lost_worker())
     for future in done:
         work = pending.pop(future)
         path = work.job.path
         try:
             tally.processor_seconds += future.result()
-        except (BadInput, *lost_worker()) as error:
+        except told as error:
             path.unlink(missing_ok=True)  # of other files or settings: no longer what this source says
             if not isinstance(error, BadInput):
                 detail = f"its worker died again and again, out of memory perhaps ({error})"

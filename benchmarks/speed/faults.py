@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import tyro
@@ -160,15 +161,17 @@ def small_objects(folder: Path, count: int, size: int, seed: int) -> list[Path]:
 
 
 def a_worker_of(process: subprocess.Popen[bytes], folder: Path) -> int | None:
-    """The process that writes a shard at this moment, or else any child of the run that has torch in memory."""
+    """The worker that writes a shard at this moment, or else any: workers are forked from a process that the run has started
+    for that, so they are its children's children. None if there is none any more."""
     for name in os.listdir(folder):
         if name.endswith(".tmp"):
             return int(name.split(".")[-2])
     try:
-        children = psutil.Process(process.pid).children(recursive=True)
+        below = psutil.Process(process.pid).children(recursive=True)
+        workers = [child.pid for child in below if child.ppid() != process.pid]
     except psutil.NoSuchProcess:
         return None
-    return max(children, key=lambda child: child.memory_info().rss).pid if children else None
+    return workers[0] if workers else None
 
 
 def disturb(bench: Bench, output: Path, victim: str, moment: float, truth: dict[str, str]) -> Kill | None:
@@ -252,6 +255,14 @@ def run_faults(
         if run.wait(WAIT) != 0:
             raise BadInput("undisturbed_failed", chosen[0].parent, "the stage fails on these objects undisturbed too")
         truth = bench.products(undisturbed)
+        facts = passport(
+            objects=[path.stem for path in chosen],
+            pixels=size if objects is None else None,
+            objects_per_shard=objects_per_shard,
+            seed=seed,
+            load=os.getloadavg()[0],
+        )
+        out.parent.mkdir(parents=True, exist_ok=True)
         with tqdm(total=moments, desc="kills") as progress:
             while len(rows) < moments:
                 victim, output = VICTIMS[len(rows) % len(VICTIMS)], home / "disturbed"
@@ -260,11 +271,24 @@ def run_faults(
                 (bench.folder / DATASET / bench.preset / "shard-hashes.json").unlink(missing_ok=True)
                 if kill is None:
                     late[victim] += 1
-                else:
-                    rows.append(kill)
-                    progress.update()
+                    continue
+                rows.append(kill)
+                progress.update()
+                summary = summed_up(rows, late, truth) | {
+                    "undisturbed_seconds": round(span / 1.05, 3),
+                    "seconds": round(time.perf_counter() - started, 1),
+                }
+                record = {"summary": summary, "rows": [asdict(row) for row in rows], "passport": facts}
+                write_whole(out, json.dumps(record, indent=1) + "\n")  # each time: a benchmark may be stopped too
+    print(json.dumps(summary, indent=1))
+    return 0 if summary["hold"] == len(rows) else 1
+
+
+def summed_up(rows: list[Kill], late: Counter[str], truth: dict[str, str]) -> dict[str, Any]:
+    """The counts of a record."""
     shards = sum(name.endswith(".tar") for name in truth)
-    summary = {
+    seen = [row for row in rows if row.victim != "worker"]  # a run that lost a worker had ended when it was looked at
+    return {
         "kills": len(rows),
         "hold": sum(row.holds for row in rows),
         "equal": sum(row.equal for row in rows),
@@ -272,26 +296,14 @@ def run_faults(
         "by_victim": dict(Counter(row.victim for row in rows)),
         "runs_that_lost_a_worker_and_ended_well": sum(row.victim == "worker" and row.status == 0 for row in rows),
         "with_half_written_files": sum(row.half_written > 0 for row in rows),
-        "with_no_shard_finished": sum(row.finished == 0 for row in rows),
-        "with_some_shards_finished": sum(0 < row.finished < shards for row in rows if row.victim != "worker"),
-        "with_all_shards_finished": sum(row.finished == shards for row in rows if row.victim != "worker"),
+        "of_main_and_scheduler": {
+            "with_no_shard_finished": sum(row.finished == 0 for row in seen),
+            "with_some_shards_finished": sum(0 < row.finished < shards for row in seen),
+            "with_all_shards_finished": sum(row.finished == shards for row in seen),
+        },
         "too_late_and_drawn_again": dict(late),
         "shards": shards,
-        "undisturbed_seconds": round(span / 1.05, 3),
-        "seconds": round(time.perf_counter() - started, 1),
     }
-    about = passport(
-        objects=[path.stem for path in chosen],
-        pixels=size if objects is None else None,
-        objects_per_shard=objects_per_shard,
-        seed=seed,
-        load=os.getloadavg()[0],
-    )
-    record = {"summary": summary, "rows": [asdict(row) for row in rows], "passport": about}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, json.dumps(record, indent=1) + "\n")
-    print(json.dumps(summary, indent=1))
-    return 0 if summary["hold"] == len(rows) else 1
 
 
 if __name__ == "__main__":

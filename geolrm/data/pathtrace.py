@@ -144,7 +144,7 @@ class PathTracer:
         if mesh.corner_normals is not None:
             content["vertex_normals"] = shading_normals(corners, mesh.corner_normals[faces]).ravel()
         if mesh.corner_uv is not None:  # v down: the first row of a picture lies at 0
-            uv = np.nan_to_num(mesh.corner_uv[faces]) * np.float32([1, -1]) + np.float32([0, 1])
+            uv = np.nan_to_num(mesh.corner_uv[faces]) * np.array([1, -1]) + np.array([0, 1])
             content["vertex_texcoords"] = uv.astype(np.float32).ravel()
         content.update()
         if attribute is not None:
