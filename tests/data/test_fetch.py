@@ -518,7 +518,10 @@ def test_omniobject3d_scans_are_noted_and_renders_become_tars(omni):
     assert keys(data / "omniobject3d_native" / "smoke") == ["ball_001"]
     assert "left out" not in said
     before = (data / "omniobject3d_native" / "smoke" / "objects" / "ball_001.tar").stat().st_mtime_ns
-    assert run("--source", copy)[0] == 0
+    status, said, _ = run("--source", copy)
+    assert status == 0
+    assert "1 fetched, 3 kept, 0 failed" in said  # an archive of three sound scans
+    assert "0 fetched, 1 kept, 0 failed" in said  # the renders of one object
     assert (data / "omniobject3d_native" / "smoke" / "objects" / "ball_001.tar").stat().st_mtime_ns == before
 
 
