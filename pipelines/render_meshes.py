@@ -83,6 +83,8 @@ class Options:
     from surface to surface (pip install -e '.[mitsuba]'), some twenty times as long. Depth, normals and alpha are the same."""
     samples: int = SAMPLES
     """Paths a pixel, of --colour path."""
+    albedo: bool = False
+    """Write each view's albedo too, as GObjaverse has it; nothing here reads it."""
     workers: int | None = None
     """Processes of one thread. Default: meshes.workers of the params file."""
     scheduler: str | None = None
@@ -212,6 +214,8 @@ def jobs(options: Options, params: Params, dataset: str, known: SourceFacts, fol
         }
         if options.colour == "path":
             settings |= {"colour": "path", "samples": options.samples}
+        if options.albedo:
+            settings |= {"albedo": True}
         record = own.get(Path(item.where).name)  # what was fetched may know the licence of each object
         facts = {
             "dataset": dataset,
@@ -225,7 +229,8 @@ def jobs(options: Options, params: Params, dataset: str, known: SourceFacts, fol
         }
         threads = 0 if workers == 1 and options.scheduler is None else 1
         size, sub_rays, path = params.meshes.resolution, params.meshes.supersampling, folder / f"{item.key}.tar"
-        job = RenderJob(facts, up, size, sub_rays, threads, path.absolute(), options.colour, options.samples)
+        colour = (options.colour, options.samples, options.albedo)
+        job = RenderJob(facts, up, size, sub_rays, threads, path.absolute(), *colour)
         yield Work(item, job)
 
 

@@ -152,12 +152,11 @@ def view_members(folder: str, views: Views, normals: Tensor | None, first: int =
     """
     if views.depth is None:
         raise ValueError(f"{folder}: views without depth")
-    rgba = (torch.cat([views.colour, views.alpha], dim=1).clamp(0, 1) * 255).round().byte().cpu().movedim(1, -1).numpy()
     depth = views.depth.float().cpu().numpy()
     for i in range(len(views)):
         stem = f"{folder}/{first + i:05d}/{first + i:05d}"
         normal = np.zeros((3, *views.size), np.float32) if normals is None else normals[i].float().cpu().numpy()
-        yield f"{stem}.png", _png_bytes(rgba[i])
+        yield f"{stem}.png", png_bytes(views.colour[i], views.alpha[i])
         yield f"{stem}.json", json_bytes(to_gobjaverse(views.cameras[i]))
         yield f"{stem}_nd.exr", exr_bytes(normal, depth[i])
 
@@ -166,7 +165,9 @@ def json_bytes(record: dict[str, Any]) -> bytes:
     return json.dumps(record, sort_keys=True, indent=1, allow_nan=False).encode()
 
 
-def _png_bytes(rgba: np.ndarray) -> bytes:
+def png_bytes(colour: Tensor, alpha: Tensor) -> bytes:
+    """8-bit PNG of colour (3, H, W) and alpha (1, H, W) in [0, 1]."""
+    rgba = (torch.cat([colour, alpha]).clamp(0, 1) * 255).round().byte().cpu().movedim(0, -1).numpy()
     buffer = io.BytesIO()
     Image.fromarray(rgba).save(buffer, format="PNG", compress_level=_PNG_LEVEL)
     return buffer.getvalue()

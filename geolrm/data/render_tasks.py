@@ -25,6 +25,7 @@ from geolrm.data.object_tar import (
     check_meta,
     cropped_views,
     json_bytes,
+    png_bytes,
     surface_bytes,
     view_members,
     write_members,
@@ -49,6 +50,7 @@ class RenderJob:
         threads: of ray casting, 0 for all cores.
         path: of the object tar.
         colour: by ray casting or by path tracing, with so many `samples` a pixel.
+        albedo: whether the tar holds the surface's own colour too, as GObjaverse's do: `<view>_albedo.png`.
     """
 
     facts: dict[str, Any]
@@ -59,6 +61,7 @@ class RenderJob:
     path: Path
     colour: Colour = "cast"
     samples: int = 0
+    albedo: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,10 @@ def render_part(job: RenderJob, bundle: Bundle, batch: Batch) -> Part:
     views = Views(bundle.key, cameras, buffers.colour, buffers.alpha, buffers.depth)
     folder = f"{bundle.key}/{TEST_FOLDER if batch.tests else INPUT_FOLDER}"
     members = dict(view_members(folder, views, None if batch.tests else buffers.normals, batch.first))
+    if job.albedo:
+        for i in range(len(views)):
+            stem = f"{folder}/{batch.first + i:05d}/{batch.first + i:05d}"
+            members[f"{stem}_albedo.png"] = png_bytes(buffers.albedo[i], buffers.alpha[i])
     facts: dict[str, Any] = {}
     if not batch.tests and batch.first == 0:
         members[f"{bundle.key}/surface.npz"] = surface_bytes(*sample_surface(scene.mesh, SURFACE_POINTS, seed=0))

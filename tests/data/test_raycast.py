@@ -60,6 +60,9 @@ def test_each_face_of_a_box_shows_its_colour_the_right_way_round(number):
     assert torch.allclose(upper_left, lit(face.light, face.normal), atol=2e-3)
     for other in (upper_right, lower_left, lower_right):
         assert torch.allclose(other, lit(face.colour, face.normal), atol=2e-3)
+    albedo = buffers.albedo[0]
+    assert torch.allclose(albedo[:, near, near] * 255, torch.tensor(face.light).float(), atol=0.5)
+    assert torch.allclose(albedo[:, far, far] * 255, torch.tensor(face.colour).float(), atol=0.5)
 
 
 @pytest.mark.parametrize(("up", "turn"), [("y", ((1, 0, 0), (0, 0, 1), (0, -1, 0))), ("z", np.eye(3))])

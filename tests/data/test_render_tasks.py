@@ -1,12 +1,15 @@
 """Rendering an object in batches: whole objects, the same bytes from any batches, colour by path tracing in the same tar."""
 
+import io
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mesh_files import box_files, box_obj
+from mesh_files import FACES, box_files, box_obj
+from PIL import Image
 
 from geolrm.data.meshes import Bundle
 from geolrm.data.object_tar import RenderedObject, read_object_tar
@@ -61,6 +64,22 @@ def test_batches_of_any_size_in_any_order_on_any_number_of_threads_give_the_same
     assert len(parts) == 9
     write_object(pieces, "box", parts[::-1])
     assert pieces.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_albedo_lies_beside_the_views_where_it_is_asked_for_and_disturbs_no_reader(tmp_path):
+    files = box_files(sides=(0.5, 0.3, 0.4))
+    plain, asked = job(tmp_path / "plain.tar", size=16), replace(job(tmp_path / "asked.tar", size=16), albedo=True)
+    one, other = rendered(plain, files), rendered(asked, files, views=9)
+    assert torch.equal(one.views.colour, other.views.colour)
+    assert torch.equal(one.normals, other.normals)
+    with tarfile.open(plain.path) as less, tarfile.open(asked.path) as more:
+        added = sorted(set(more.getnames()) - set(less.getnames()))
+        assert len(added) == 56
+        picture = Image.open(io.BytesIO(more.extractfile("box/campos_512_v4/00025/00025_albedo.png").read()))
+    assert (picture.mode, picture.size) == ("RGBA", (16, 16))
+    top = FACES[4]  # what view 25 looks down on
+    assert picture.getpixel((5, 6)) == (*top.light, 255)
+    assert picture.getpixel((10, 9)) == (*top.colour, 255)
 
 
 def test_an_untextured_mesh_is_rendered_grey_and_says_so(tmp_path):
