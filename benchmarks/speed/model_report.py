@@ -30,7 +30,11 @@ COLOURS = {"fast": "#1b6ca8", "definition": "#b8522e"}
 class Options:
     """Write the page of the model's speed."""
 
-    results: tuple[Path, ...] = (Path("docs/results/model-speed.json"), Path("docs/results/model-speed-more.json"))
+    results: tuple[Path, ...] = (
+        Path("docs/results/model-speed.json"),
+        Path("docs/results/model-speed-million.json"),
+        Path("docs/results/model-speed-more.json"),
+    )
     """The sweep, and further runs."""
     out: Path = Path("docs/results/model-speed.md")
     params: Path = Path("presets/paper.yaml")
@@ -238,7 +242,8 @@ def main(options: Options) -> None:
     for more in files[1:]:
         page += [
             f"- {row['views']} views, {row['anchors']:,} anchors: {1e3 * row['latency_s']:.0f} ms, "
-            f"{row['peak_memory_bytes'] / GIB:.2f} GiB allocated, {row['reserved_memory_bytes'] / GIB:.2f} reserved."
+            f"{row['peak_memory_bytes'] / GIB:.2f} GiB allocated, {row['reserved_memory_bytes'] / GIB:.2f} reserved "
+            f"(commit `{str(more['passport']['commit'])[:10]}`)."
             for row in picked(more["rows"], part="whole", implementation="fast")
         ]
         if "precision" in more["passport"]:

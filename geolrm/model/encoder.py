@@ -32,6 +32,13 @@ PICTURES_AT_ONCE = 8  # without gradients: enough to fill a GPU, and little memo
 STRIDE = 4  # pixels a side of the low level's cells
 POSITION_IMAGE_SIZE = 518  # DINOv2's position embedding is a grid of 37 x 37 patches, interpolated to any other size
 PRETRAINED = "facebook/dinov2-base"
+# How the published weights name attention's tensors, and so our checkpoints; and how newer versions of transformers do.
+PUBLISHED_NAMES = (
+    (".attention.attention.query.", ".attention.q_proj."),
+    (".attention.attention.key.", ".attention.k_proj."),
+    (".attention.attention.value.", ".attention.v_proj."),
+    (".attention.output.dense.", ".attention.o_proj."),
+)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -53,6 +60,8 @@ class HierarchicalEncoder(nn.Module):
         super().__init__()
         download = pretrained and settings.dinov2 == "pretrained"
         self.dinov2 = _published_dinov2(settings) if download else _drawn_dinov2(settings)
+        self.register_state_dict_post_hook(_name_as_published)
+        self.register_load_state_dict_pre_hook(_name_as_installed)
         # kernel 4, stride 2, padding 1: doubles the grid and keeps it centred on the frame
         norm, bias = NORMS[settings.norm]
         self.high = nn.ConvTranspose2d(
@@ -199,6 +208,29 @@ def _scaled_positions(embeddings: Any, tokens: Tensor, height: int, width: int) 
 
 
 POSITION_EMBEDDINGS = {"size": positions_by_size, "factor": positions_by_factor}
+
+
+def _names(encoder: HierarchicalEncoder, prefix: str) -> list[tuple[str, str]]:
+    """Of each of DINOv2's tensors, as installed and as published."""
+    names = []
+    for name, _ in encoder.dinov2.named_parameters(prefix + "dinov2"):
+        published = name
+        for ours, newer in PUBLISHED_NAMES:
+            published = published.replace(newer, ours)
+        names.append((name, published))
+    return names
+
+
+def _name_as_published(encoder: HierarchicalEncoder, tensors: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """A checkpoint then loads under any version of transformers."""
+    for installed, published in _names(encoder, prefix):
+        tensors[published] = tensors.pop(installed)
+
+
+def _name_as_installed(encoder: HierarchicalEncoder, tensors: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    for installed, published in _names(encoder, prefix):
+        if published in tensors:  # what is missing is told by who loads
+            tensors[installed] = tensors.pop(published)
 
 
 def _drawn_dinov2(settings: config.Encoder) -> Dinov2Model:

@@ -101,8 +101,7 @@ PUBLISHED_RECONSTRUCTION = released_reconstruction(
 
 # --- its weights ---
 
-# Ours to the public code's, applied in this order. DINOv2's are those of transformers 4.34: newer ones have our side of the
-# four middle rows, older ones theirs, and then the rows change nothing.
+# Ours to the public code's, applied in this order. Within DINOv2 both are the published weights' (`encoder.PUBLISHED_NAMES`).
 NAMES = (
     ("proposal.", "serializer."),
     ("reconstruction.", "lrm_generator."),
@@ -111,10 +110,6 @@ NAMES = (
     ("encoder.high_norm.", "encoder.deconv.1."),
     ("encoder.low.", "encoder.low_level_encoder.0."),
     ("encoder.low_norm.", "encoder.low_level_encoder.1."),
-    (".attention.q_proj.", ".attention.attention.query."),
-    (".attention.k_proj.", ".attention.attention.key."),
-    (".attention.v_proj.", ".attention.attention.value."),
-    (".attention.o_proj.", ".attention.output.dense."),
     ("transformer.token_input.shared", "transformer.query_token"),
     ("transformer.blocks.", "transformer.layers."),
     ("self_attention.output.", "self_attention.wo."),

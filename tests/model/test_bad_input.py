@@ -191,6 +191,22 @@ def test_a_gpu_that_runs_out_says_the_same(monkeypatch) -> None:
     assert "pictures" in caught.value.remedy
 
 
+@pytest.mark.gpu
+def test_a_gpu_that_really_refuses_says_the_same() -> None:
+    model = built(PROPOSAL, RECONSTRUCTION).cuda()
+    views = seen(rig(64), 448, 448)
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.001)  # 80 to 140 MiB; the pictures alone take 190
+    try:
+        with pytest.raises(BadInput, match="64 views of 448 x 448 px need about") as caught:
+            model.reconstruct(views)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert caught.value.reason == "out_of_memory"
+    assert isinstance(caught.value.__cause__, torch.cuda.OutOfMemoryError)
+    assert len(model.reconstruct(seen(rig(2)))) > 0, "and goes on"
+
+
 @pytest.mark.parametrize(
     ("views", "side", "anchors"), [(21, 512, 16384), (21, 512, 65536), (4, 512, 16384), (21, 256, 4096)]
 )

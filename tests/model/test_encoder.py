@@ -1,5 +1,7 @@
 """The hierarchical image encoder."""
 
+import copy
+
 import pytest
 import torch
 from transformers import Dinov2Model
@@ -90,3 +92,20 @@ def test_published_weights_of_another_size_are_bad_input(monkeypatch) -> None:
     HierarchicalEncoder(wanted)
     with pytest.raises(BadInput, match="dinov2_size"):
         HierarchicalEncoder(wanted.model_copy(update={"dinov2_layers": 2}))
+
+
+def test_a_checkpoint_names_attention_as_the_published_weights_do_whatever_transformers_calls_it(encoder) -> None:
+    saved = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    parts = ("query.weight", "query.bias", "key.weight", "key.bias", "value.weight", "value.bias")
+    assert {f"dinov2.encoder.layer.0.attention.attention.{part}" for part in parts} < saved.keys()
+    assert {f"dinov2.encoder.layer.0.attention.output.dense.{part}" for part in ("weight", "bias")} < saved.keys()
+    assert not [name for name in saved if "_proj" in name]
+    other = copy.deepcopy(encoder)
+    for parameter in other.parameters():
+        torch.nn.init.zeros_(parameter)
+    other.load_state_dict(saved)
+    for name, tensor in other.named_parameters():
+        torch.testing.assert_close(tensor, dict(encoder.named_parameters())[name], rtol=0, atol=0)
+    del saved["dinov2.encoder.layer.0.attention.attention.key.bias"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*layer\.0\.attention"):
+        other.load_state_dict(saved)
