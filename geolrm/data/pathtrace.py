@@ -129,7 +129,6 @@ class PathTracer:
         properties = self.mitsuba.Properties()
         two_sided = {"type": "twosided", "bsdf": {"type": "diffuse", "reflectance": texture}}
         properties["mesh_bsdf"] = self.mitsuba.load_dict(two_sided)
-        properties["face_normals"] = mesh.corner_normals is None
         shape = self.mitsuba.Mesh(
             "part",
             vertex_count=3 * len(faces),

@@ -2,6 +2,7 @@
 
 import builtins
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,15 +65,24 @@ def test_a_box_in_one_colour_of_its_own_material_too(mitsuba: None) -> None:
     assert (silhouette < 0.01, mean < 0.015, pixel < 0.03) == (True, True, True)
 
 
-@pytest.mark.parametrize("side", [1, -1])
-def test_smooth_normals_and_vertex_colours_are_interpolated_as_by_ray_casting(mitsuba: None, side: int) -> None:
-    corners = ball().vertices[ball().faces].astype(np.float32)
-    colours = (ball().vertices + 0.5).astype(np.float32)
-    mesh = ball(corner_normals=side * corners / 0.5, vertex_colours=colours)
+def test_vertex_colours_are_interpolated_as_by_ray_casting(mitsuba: None) -> None:
+    mesh = ball(vertex_colours=(ball().vertices + 0.5).astype(np.float32))
     silhouette, mean, pixel = compared(mesh, render_rig("ball")[[2, 25]])
-    assert silhouette < 0.01
-    assert mean < 0.015
-    assert pixel < 0.03
+    assert (silhouette < 0.01, mean < 0.015, pixel < 0.03) == (True, True, True)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_shading_follows_the_normals_of_the_file_on_the_side_that_is_seen(mitsuba: None, side: int) -> None:
+    square = np.array([[-0.4, -0.4, 0], [0.4, -0.4, 0], [0.4, 0.4, 0], [-0.4, 0.4, 0]])
+    tilted = np.broadcast_to(side * np.array([-0.6, 0, 0.8], np.float32), (2, 3, 3))
+    faces, white = np.array([[0, 1, 2], [0, 2, 3]]), Material(colour=(0.9, 0.9, 0.9))
+    mesh = TexturedMesh(square, faces, (white,), np.zeros(2, np.int64), corner_normals=tilted)
+    assert compared(mesh, from_above())[1] < 0.01
+    assert compared(replace(mesh, corner_normals=None), from_above())[1] < 0.01
+    shaded, plain = (
+        PathTracer(one, threads=1).render(from_above(), 16, 64)[0] for one in (mesh, replace(mesh, corner_normals=None))
+    )
+    assert plain[0, :, 8, 8].mean() - shaded[0, :, 8, 8].mean() > 0.03  # turned away from the first light
 
 
 def test_a_hollow_is_darker_than_by_ray_casting_and_not_black(mitsuba: None) -> None:
