@@ -16,8 +16,6 @@ from geolrm.config import load_params
 from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import ReconstructionNetwork
 from geolrm.training.checkpoint import load_model
-from geolrm.training.loop import train
-from geolrm.training.ranks import all_ranks
 from geolrm.training.stages import ReconstructionStage
 from pipelines.training_data import TrainingData, run
 
@@ -25,6 +23,8 @@ from pipelines.training_data import TrainingData, run
 def main(
     params: str = "params.yaml",
     dataset: str = "procedural",
+    datasets: str = "datasets",
+    cache_gib: float = 64.0,
     generate: bool = False,
     workers: int = 0,
     minutes: float | None = None,
@@ -33,13 +33,15 @@ def main(
 
     Args:
         params: the params file.
-        dataset: name of the folder under datasets/ to train on.
+        dataset: name of the data set to train on, a folder below `datasets`.
+        datasets: the folder of the data sets, or the address of a store such as s3://bucket/datasets; docs/cluster.md.
+        cache_gib: how much of this disk (~/.cache/geolrm/samples) samples of a store may take, in GiB.
         generate: read no shards: draw the procedural objects of the params while training, traced on the training device.
         workers: processes that decode, or draw scenes, ahead of each training process; 0 decodes in it.
         minutes: save and stop after so many; run again to go on. Leave room for one step, a validation and the saving.
     """
     settings = load_params(params)
-    data = TrainingData.of(settings, dataset, generate)
+    data = TrainingData.of(settings, dataset, generate, datasets, cache_gib)
     proposal, record = load_model(data.results / "proposal")
     assert isinstance(proposal, ProposalNetwork)
     torch.manual_seed(settings.reconstruction.optimisation.seed)
@@ -50,10 +52,7 @@ def main(
 
         perceptual = Lpips("vgg").to(data.device)
     stage = ReconstructionStage(network, settings.reconstruction, proposal.to(data.device), perceptual)
-    facts = data.facts(stage) | {"proposal_sha256": record["sha256"]}
-    with all_ranks() as ranks:
-        folder = data.results / stage.name
-        train(stage, data.training, data.validation, folder, facts, ranks=ranks, workers=workers, minutes=minutes)
+    data.train(stage, workers, minutes, proposal_sha256=record["sha256"])
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def _shrunk(data: dict[str, Any]) -> dict[str, Any]:
         "transformer": transformer,
         "max_anchors": 64,
         "gaussians_per_token": 4,
-        "optimisation": data["reconstruction"]["optimisation"] | optimisation,
+        "optimisation": data["reconstruction"]["optimisation"] | optimisation | {"min_inputs": 3},
     }
     data["sweep"] |= {
         "views": [4, 8],

@@ -17,6 +17,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -188,9 +189,11 @@ def _kept_lines(path: Path, first_step: int) -> str:
     return "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= first_step)
 
 
+@contextmanager
 def _loader(
     stage: Stage[Any], dataset: ShardDataset | GeneratedDataset, first_step: int, workers: int
-) -> Iterator[list[Any]]:
+) -> Iterator[Iterator[list[Any]]]:
+    """The batches of the steps from `first_step` on."""
     o, ranks = stage.optimisation, stage.ranks
     size = o.batch * o.accumulate // ranks.count
     indices = islice(
@@ -199,15 +202,33 @@ def _loader(
     loaded = DataLoader(
         _Loaded(dataset, stage), batch_sampler=list(indices), num_workers=workers, collate_fn=list, pin_memory=False
     )
-    return _traced(stage, iter(loaded)) if isinstance(dataset, GeneratedDataset) else iter(loaded)
+    if isinstance(dataset, GeneratedDataset):
+        with ThreadPoolExecutor(1, "tracing") as pool:
+            yield one_ahead(_traced(stage, iter(loaded), dataset.device), pool)
+    else:
+        yield iter(loaded)
 
 
-def _traced(stage: Stage[Any], loaded: Iterator[list[Any]]) -> Iterator[list[Any]]:
-    """Items drawn from the scenes that workers made, by this process, which holds the device; done when it yields them."""
+def _traced(stage: Stage[Any], loaded: Iterator[list[Any]], device: torch.device) -> Iterator[list[Any]]:
+    """Items drawn from the scenes that workers made, by this process, which holds the device; done when it yields them.
+
+    On a GPU they are traced on a stream of their own, beside the training step. Their memory, which belongs to that stream,
+    is free again when the step lets go of them: after its numbers were fetched, which waits for all that reads them.
+    """
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     for scenes in loaded:
-        items = [stage.draw(sample, epoch) for sample, epoch in scenes]
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # or tracing would pass for training in the step's times
+        with torch.cuda.stream(stream):
+            items = [stage.draw(sample, epoch) for sample, epoch in scenes]
+        if stream is not None:
+            stream.synchronize()
+        yield items
+
+
+def one_ahead(batches: Iterator[list[Any]], pool: Executor) -> Iterator[list[Any]]:
+    """The same batches in the same order, each begun in the pool when the one before it is handed out."""
+    following = pool.submit(next, batches, None)
+    while (items := following.result()) is not None:
+        following = pool.submit(next, batches, None)
         yield items
 
 
@@ -350,11 +371,11 @@ def train(
         detail = f"ranks found states after the steps {sorted(found)}"
         raise BadInput("results_not_shared", folder, detail, "put results/ where the ranks of all machines see it")
     last = o.steps if stop_after is None else min(o.steps, stop_after)
-    data = _loader(stage, dataset, first, workers)
     losses = ranks.wrapped(_Losses(stage))
     stage.network.train()
     with (
         _worker_losses_told(stage, folder),
+        _loader(stage, dataset, first, workers) as data,
         _journal(stage, validation, folder, optimiser, facts, first) as journal,
     ):
         reached, late = first, False

@@ -38,14 +38,17 @@ class GeneratedSample:
     voxel_resolution: int
     device: torch.device
 
-    def views(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> Views:
-        """The views at these positions, in this order, on the device, of that height and width. Raises BadInput
-        `too_few_views`."""
+    def views(
+        self, indices: Sequence[int], size: tuple[int, int] | None = None, background: float | None = None
+    ) -> Views:
+        """The views at these positions, in this order, on the device, of that height and width, over a grey level or
+        straight. Raises BadInput `too_few_views`."""
         if not indices or min(indices) < 0 or max(indices) >= len(self.cameras):
             detail = f"views {list(indices)} asked for, it has {len(self.cameras)}"
             raise BadInput("too_few_views", self.key, detail, "ask for fewer views")
         views = self._traced(list(indices), self.settings.supersampling)
-        return views if size is None else views.resized(*size)
+        views = views if size is None else views.resized(*size)
+        return views if background is None else views.over(background)
 
     def orbit_inputs(self, count: int) -> list[int]:
         """Positions of `count` input views spread evenly over the orbit."""
@@ -89,7 +92,7 @@ class GeneratedDataset(torch.utils.data.Dataset[GeneratedSample]):
         if not 0 <= index < len(self):
             raise IndexError(f"object {index} of {len(self)}")
         key = f"{self.split}-{index:05d}"
-        scene, _, _ = draw_object(self.settings.seed, key)
+        scene, _, _ = draw_object(self.settings.seed, key, self.settings.variety)
         rig = render_rig(key)
         roles = view_roles(rig)
         kept = [i for i, role in enumerate(roles) if role != "duplicate"]
