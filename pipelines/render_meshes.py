@@ -10,7 +10,6 @@ the run. Verified by tests/test_render_meshes.py on small meshes and on ten real
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import platform
 import sys
@@ -18,11 +17,12 @@ import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -32,15 +32,15 @@ from geolrm.config import Params, load_params
 from geolrm.data.fetch import Ledger
 from geolrm.data.lighting import LIGHTING
 from geolrm.data.meshes import KNOWN_DATASETS, Bundle, Dropped, Layout, SourceFacts, Up, read_source
-from geolrm.data.object_tar import read_object_tar, write_object_tar
-from geolrm.data.raycast import SURFACE_POINTS, Open3DMissing, import_open3d, rendered_object
+from geolrm.data.object_tar import read_object_tar
+from geolrm.data.pathtrace import SAMPLES, MitsubaMissing, import_mitsuba
+from geolrm.data.raycast import Open3DMissing, import_open3d
+from geolrm.data.render_tasks import SURFACE_POINTS, Colour, RenderJob, batches, render_part, write_object
 from geolrm.data.reprojection import reprojection_error
-from geolrm.data.rig import FOV, RADIUS, view_roles
+from geolrm.data.rig import FOV, RADIUS, VIEWS, view_roles
 from geolrm.failures import BadInput, run_command
 from geolrm.files import write_whole
 from geolrm.pictures import save_picture
-
-T = TypeVar("T")
 
 RENDER_FORMAT = 1  # changes with anything in the renderer that changes its pictures
 CHECK_RESOLUTION = 128  # voxels: depth must reproject to half of one, at the paper's grid
@@ -78,8 +78,20 @@ class Options:
     """Split that the objects belong to: train, val or test."""
     params: Path = Path("params.yaml")
     """The params file: resolution, supersampling, workers, max_drop_rate of its section `meshes`, and the preset's name."""
+    colour: Colour = "cast"
+    """cast: each surface point under the fixed light, the same from all sides. path: traced with Mitsuba, with shadows and light
+    from surface to surface (pip install -e '.[mitsuba]'), some twenty times as long. Depth, normals and alpha are the same."""
+    samples: int = SAMPLES
+    """Paths a pixel, of --colour path."""
+    albedo: bool = False
+    """Write each view's albedo too, as GObjaverse has it; nothing here reads it."""
     workers: int | None = None
-    """Processes. Default: meshes.workers of the params file."""
+    """Processes of one thread. Default: meshes.workers of the params file."""
+    scheduler: str | None = None
+    """Address of a running Dask scheduler to use instead, such as tcp://127.0.0.1:8786; its workers must see the same folders."""
+    batch: int = VIEWS
+    """Views that a worker renders at a time. Fewer spread one object over several workers, each of which reads its mesh: worth
+    it with --colour path."""
     limit: int | None = None
     """Stop after this many objects: a trial on a large source."""
     root: Path = Path("datasets")
@@ -98,6 +110,8 @@ class Tally:
     rendered: int = 0
     kept: int = 0
     bytes: int = 0
+    cores: int = 1
+    processor_seconds: float = 0.0
     keys: list[str] = field(default_factory=list)
     warnings: Counter[str] = field(default_factory=Counter)
     cropped: list[str] = field(default_factory=list)
@@ -119,24 +133,23 @@ class Tally:
     def drop_rate(self) -> float:
         return len(self.dropped) / max(len(self.dropped) + len(self.keys), 1)
 
+    @property
+    def per_hour_and_core(self) -> float | None:
+        """Objects that a core renders in an hour: by processor time, which other work on the machine hardly changes."""
+        return 3600 * self.rendered / self.processor_seconds if self.rendered and self.processor_seconds else None
+
 
 @dataclass(frozen=True)
-class Job:
-    """One object to render: picklable, on its way to a worker."""
+class Work:
+    """One object to render: its files and what is to be made of them."""
 
     bundle: Bundle
-    facts: dict[str, Any]
-    up: Up
-    resolution: int
-    supersampling: int
-    threads: int
-    path: Path
+    job: RenderJob
 
 
-def render(job: Job) -> None:
-    """Render an object and write its tar. Raises BadInput."""
-    obj = rendered_object(job.bundle, job.facts, job.up, job.resolution, job.supersampling, job.threads)
-    write_object_tar(job.path, obj)
+Submit = Callable[
+    [Work], "Future[float]"
+]  # renders an object somewhere; its result is the processor seconds that it took
 
 
 def stored_meta(path: Path) -> dict[str, Any] | None:
@@ -178,8 +191,8 @@ def object_up(bundle: Bundle, facts: SourceFacts, given: Up | None) -> Up:
     return facts.up
 
 
-def jobs(options: Options, params: Params, dataset: str, known: SourceFacts, folder: Path) -> Iterator[Job | Dropped]:
-    """The objects of the source as jobs, or the reason why one cannot be read."""
+def jobs(options: Options, params: Params, dataset: str, known: SourceFacts, folder: Path) -> Iterator[Work | Dropped]:
+    """The objects of the source as work, or the reason why one cannot be read."""
     workers = options.workers or params.meshes.workers
     beside = options.input if options.input.is_dir() else options.input.parent  # one zip, or a folder of them
     own = {record.file: record for record in Ledger(beside / "fetch.jsonl").records.values()}
@@ -199,6 +212,10 @@ def jobs(options: Options, params: Params, dataset: str, known: SourceFacts, fol
             "fov": FOV,
             "radius": RADIUS,
         }
+        if options.colour == "path":
+            settings |= {"colour": "path", "samples": options.samples}
+        if options.albedo:
+            settings |= {"albedo": True}
         record = own.get(Path(item.where).name)  # what was fetched may know the licence of each object
         facts = {
             "dataset": dataset,
@@ -210,79 +227,108 @@ def jobs(options: Options, params: Params, dataset: str, known: SourceFacts, fol
             "source_sha256": item.sha256,
             "render": settings,
         }
-        threads = 0 if workers == 1 else 1
-        size, samples = params.meshes.resolution, params.meshes.supersampling
-        yield Job(item, facts, up, size, samples, threads, folder / f"{item.key}.tar")
+        threads = 0 if workers == 1 and options.scheduler is None else 1
+        size, sub_rays, path = params.meshes.resolution, params.meshes.supersampling, folder / f"{item.key}.tar"
+        colour = (options.colour, options.samples, options.albedo)
+        job = RenderJob(facts, up, size, sub_rays, threads, path.absolute(), *colour)
+        yield Work(item, job)
 
 
-def is_current(job: Job, meta: dict[str, Any] | None) -> bool:
-    """Whether the tar that is there is what this job would write."""
+def is_current(work: Work, meta: dict[str, Any] | None) -> bool:
+    """Whether the tar that is there is what this work would write."""
     if meta is None:
         return False
-    expected = {**job.facts, "up": job.up, "source_id": job.bundle.source_id, "category": job.bundle.category}
+    bundle = work.bundle
+    expected = {**work.job.facts, "up": work.job.up, "source_id": bundle.source_id, "category": bundle.category}
     return all(meta.get(name) == value for name, value in expected.items())
 
 
-class Inline(Executor):
-    """One worker that is this process: no start-up, for few objects and for debugging."""
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        future: Future[T] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except BadInput as error:
-            future.set_exception(error)
-        return future
-
-
-def workforce(workers: int) -> Executor:
-    """This process for one worker, else that many of one thread each."""
-    if workers == 1:
-        return Inline()
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
+def render_here(work: Work) -> Future[float]:
+    """Render an object in this process: no start-up, for few objects and for debugging."""
+    future: Future[float] = Future()
+    try:
+        parts = [render_part(work.job, work.bundle, batch) for batch in batches(VIEWS)]
+        future.set_result(write_object(work.job, work.bundle.key, parts))
+    except BadInput as error:
+        future.set_exception(error)
+    return future
 
 
-def run(work: Iterator[Job | Dropped], workers: int) -> Tally:
-    """Do the jobs on this many processes; at most two a worker wait in memory."""
+@contextmanager
+def workforce(workers: int, scheduler: str | None, batch: int) -> Iterator[tuple[Submit, int]]:
+    """What renders an object, and how many cores are at it: this process for one worker, else workers of a Dask cluster, each of
+    which does a batch of views at a time. Pixels stay among the workers, one of which writes the tar."""
+    if workers == 1 and scheduler is None:
+        yield render_here, os.cpu_count() or 1
+        return
+    from pipelines.shard import dask_client
+
+    with dask_client(workers, scheduler) as client, client.get_executor(pure=False) as executor:
+
+        def submit(work: Work) -> Future[float]:
+            bundle = client.scatter(work.bundle, hash=False)
+            parts = [client.submit(render_part, work.job, bundle, some, pure=False) for some in batches(batch)]
+            done: Future[float] = executor.submit(write_object, work.job, work.bundle.key, parts)
+            return done
+
+        yield submit, max(1, sum(client.nthreads().values()))
+
+
+def run(work: Iterator[Work | Dropped], workers: int, scheduler: str | None = None, batch: int = VIEWS) -> Tally:
+    """Do the work on this many processes; at most two objects a worker wait in memory."""
     tally = Tally()
-    pending: dict[Future[None], Job] = {}
-    with workforce(workers) as pool, tqdm(unit="object", desc="render") as bar:
+    pending: dict[Future[float], Work] = {}
+    with workforce(workers, scheduler, batch) as (submit, tally.cores), tqdm(unit="object", desc="render") as bar:
+        waiting = 2 * (tally.cores if scheduler is not None else workers)
         for item in work:
             if isinstance(item, Dropped):
                 tally.drop(item.source_id, item.error)
                 bar.update()
                 continue
-            meta = stored_meta(item.path)
+            meta = stored_meta(item.job.path)
             if meta is not None and is_current(item, meta):
-                tally.take(item.path, meta, was_kept=True)
+                tally.take(item.job.path, meta, was_kept=True)
                 bar.update()
                 continue
-            pending[pool.submit(render, item)] = item
-            if len(pending) >= 2 * workers:
-                bar.update(collect(pending, tally, FIRST_COMPLETED))
+            pending[submit(item)] = item
+            if len(pending) >= waiting:
+                bar.update(collect(pending, tally))
         while pending:
-            bar.update(collect(pending, tally, FIRST_COMPLETED))
+            bar.update(collect(pending, tally))
     tally.keys.sort()
     return tally
 
 
-def collect(pending: dict[Future[None], Job], tally: Tally, when: str) -> int:
-    """Wait, move what is done from `pending` to the tally, and say how many that were."""
-    done, _ = wait(pending, return_when=when)
+def collect(pending: dict[Future[float], Work], tally: Tally) -> int:
+    """Wait for an object, move what is done from `pending` to the tally, and say how many that were."""
+    done, _ = wait(pending, return_when=FIRST_COMPLETED)
+    told: tuple[type[Exception], ...] = (BadInput, *lost_worker())
     for future in done:
-        job = pending.pop(future)
+        work = pending.pop(future)
+        path = work.job.path
         try:
-            future.result()
-        except BadInput as error:
-            job.path.unlink(missing_ok=True)  # of other files or settings: no longer what this source says
-            tally.drop(job.bundle.source_id, error)
+            tally.processor_seconds += future.result()
+        except told as error:
+            path.unlink(missing_ok=True)  # of other files or settings: no longer what this source says
+            if not isinstance(error, BadInput):
+                detail = f"its worker died again and again, out of memory perhaps ({error})"
+                error = BadInput("worker_killed", path, detail, "run the command again with fewer --workers")
+            tally.drop(work.bundle.source_id, error)
             continue
-        meta = stored_meta(job.path)
+        meta = stored_meta(path)
         if meta is None:
-            raise RuntimeError(f"{job.path} was written and is not whole")
-        tally.take(job.path, meta, was_kept=False)
+            raise RuntimeError(f"{path} was written and is not whole")
+        tally.take(path, meta, was_kept=False)
     return len(done)
+
+
+def lost_worker() -> tuple[type[Exception], ...]:
+    """The error by which a cluster tells that it gave a task up, where there is a cluster."""
+    if "distributed" not in sys.modules:
+        return ()
+    from distributed import KilledWorker
+
+    return (KilledWorker,)
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
@@ -318,11 +364,18 @@ def statistics(options: Options, params: Params, tally: Tally, seconds: float) -
         "bytes": tally.bytes,
         "seconds": round(seconds, 2),
         "seconds_per_rendered_object": round(seconds / tally.rendered, 2) if tally.rendered else None,
+        "objects_per_hour_and_core": round(tally.per_hour_and_core, 1) if tally.per_hour_and_core else None,
+        "colour": options.colour,
         "workers": options.workers or params.meshes.workers,
         "settings": asdict_settings(params),
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "numpy", "open3d", "trimesh", "pillow")},
+        | {name: version(name) for name in used_packages(options.colour)},
     }
+
+
+def used_packages(colour: Colour) -> tuple[str, ...]:
+    """What the pictures depend on."""
+    return ("torch", "numpy", "open3d", "trimesh", "pillow", *(("mitsuba",) if colour == "path" else ()))
 
 
 def asdict_settings(params: Params) -> dict[str, Any]:
@@ -374,6 +427,8 @@ def report(tally: Tally, folder: Path, seconds: float) -> None:
         f"{folder}: {tally.rendered} rendered, {tally.kept} kept, {len(tally.dropped)} dropped, "
         f"{tally.bytes / 1e6:.1f} MB, {seconds:.1f} s"
     )
+    if tally.per_hour_and_core:
+        print(f"  {tally.per_hour_and_core:,.0f} objects an hour and core")
     for reason, count in Counter(entry["reason"] for entry in tally.dropped).most_common():
         objects = ", ".join(entry["object"] for entry in tally.dropped if entry["reason"] == reason)
         print(f"  dropped, {reason}: {count} ({objects})")
@@ -384,14 +439,20 @@ def report(tally: Tally, folder: Path, seconds: float) -> None:
 
 
 def render_meshes(options: Options) -> int:
-    """Run the stage; the exit status. Raises BadInput for what concerns the run as a whole, `Open3DMissing`."""
+    """Run the stage; the exit status. Raises BadInput for what concerns the run as a whole, `Open3DMissing`, `MitsubaMissing`."""
     params = load_params(options.params)
     dataset, known = source_facts(options)
+    for name in ("samples", "batch"):
+        if getattr(options, name) < 1:
+            raise BadInput("option_range", f"--{name}", f"{getattr(options, name)} is not above 0")
     import_open3d()
+    if options.colour == "path":
+        import_mitsuba()
     folder = options.root / dataset / params.preset / "objects"
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    tally = run(jobs(options, params, dataset, known, folder), options.workers or params.meshes.workers)
+    workers = options.workers or params.meshes.workers
+    tally = run(jobs(options, params, dataset, known, folder), workers, options.scheduler, options.batch)
     seconds = time.monotonic() - start
     stats_path = folder.parent / "render.stats.json"
     stats = {
@@ -419,7 +480,7 @@ def render_meshes(options: Options) -> int:
 def main(arguments: Annotated[list[str] | None, tyro.conf.Suppress] = None) -> int:
     """Parse the command line and run."""
     options = tyro.cli(Options, prog="python -m pipelines.render_meshes", args=arguments)
-    return run_command(lambda: render_meshes(options), Open3DMissing)
+    return run_command(lambda: render_meshes(options), Open3DMissing, MitsubaMissing)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +13,11 @@ import yaml
 from mesh_files import FACES, box_files, box_obj, gso_files, scan_files, write_folder, write_tar, write_zip
 from PIL import Image
 
+from geolrm.data.meshes import read_source
 from geolrm.data.object_tar import read_object_tar
+from geolrm.data.pathtrace import MitsubaMissing
 from geolrm.data.raycast import Open3DMissing
+from geolrm.data.render_tasks import RenderJob
 from geolrm.data.reprojection import reprojection_error
 from pipelines import render_meshes
 from pipelines.render_meshes import main
@@ -132,6 +137,72 @@ def test_an_object_that_became_bad_does_not_leave_its_old_picture_behind(tmp_pat
     write_zip(source / "B.zip", files)
     assert render(params, "gso_zip", source) == 0
     assert [path.stem for path in objects(params, "gso")] == ["A"]
+
+
+@pytest.mark.slow
+def test_workers_of_a_scheduler_share_the_views_of_an_object_and_make_the_same_bytes(tmp_path, params):
+    from distributed import LocalCluster
+
+    write_zip(tmp_path / "gso/Box.zip", gso_files(sides=(0.5, 0.3, 0.4)))
+    bad = gso_files()
+    bad["materials/textures/texture.png"] = b"no image"
+    write_zip(tmp_path / "gso/Bad.zip", bad)
+    assert render(params, "gso_zip", tmp_path / "gso") == 0
+    alone = objects(params, "gso")[0].read_bytes()
+    objects(params, "gso")[0].unlink()
+    options = {"processes": False, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1", "protocol": "tcp"}
+    with LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster:
+        more = ["--scheduler", cluster.scheduler_address, "--batch", "6"]
+        assert render(params, "gso_zip", tmp_path / "gso", *more) == 0
+        log = list(cluster.scheduler.transition_log)
+    rendered = {key for key, _, state, *_ in log if state == "memory" and str(key).startswith("render_part")}
+    assert len(rendered) == 10  # 40 and 16 views, six at a time
+    assert objects(params, "gso")[0].read_bytes() == alone
+    seen = stats(params, "gso", "gso_zip/gso")
+    assert (seen["rendered"], seen["dropped"]) == (1, {"image_unreadable": 1})
+    assert seen["objects_per_hour_and_core"] > 0
+
+
+def test_an_object_whose_worker_dies_again_and_again_is_dropped_by_name_and_the_rest_goes_on(tmp_path, params):
+    from distributed import KilledWorker
+
+    write_zip(tmp_path / "gso/Box.zip", gso_files())
+    (bundle,) = read_source(tmp_path / "gso", "gso_zip")
+    work = render_meshes.Work(bundle, RenderJob({}, "z", 8, 1, 1, tmp_path / "Box.tar"))
+    lost: Future[float] = Future()
+    lost.set_exception(KilledWorker("Box", SimpleNamespace(address="tcp://127.0.0.1:1"), 3))
+    tally = render_meshes.Tally()
+    assert render_meshes.collect({lost: work}, tally) == 1
+    assert [entry["reason"] for entry in tally.dropped] == ["worker_killed"]
+
+
+@pytest.mark.parametrize("option", ["--samples", "--batch"])
+def test_an_option_out_of_range_is_named(tmp_path, params, capsys, option):
+    write_zip(tmp_path / "gso/Box.zip", gso_files())
+    assert render(params, "gso_zip", tmp_path / "gso", option, "0") == 1
+    assert f"{option}: 0 is not above 0" in capsys.readouterr().err
+
+
+def test_other_colours_are_rendered_anew_and_said_to_be_so(tmp_path, params):
+    pytest.importorskip("mitsuba", reason="path tracing needs Mitsuba: pip install -e '.[mitsuba]'")
+    write_zip(tmp_path / "gso/Box.zip", gso_files(sides=(0.5, 0.3, 0.4)))
+    traced = ["--colour", "path", "--samples", "1"]
+    for more, kept in (([], 0), ([], 1), (traced, 0), (traced, 1), ([], 0)):
+        assert render(params, "gso_zip", tmp_path / "gso", *more) == 0
+        assert stats(params, "gso", "gso_zip/gso")["kept"] == kept
+        settings = read_object_tar(objects(params, "gso")[0]).meta["render"]
+        assert settings.get("samples") == (1 if more else None)
+
+
+def test_without_mitsuba_only_path_tracing_says_what_to_install(tmp_path, params, capsys, monkeypatch):
+    def missing():
+        raise MitsubaMissing("path tracing needs Mitsuba: pip install -e '.[mitsuba]'")
+
+    monkeypatch.setattr(render_meshes, "import_mitsuba", missing)
+    write_zip(tmp_path / "gso/Box.zip", gso_files())
+    assert render(params, "gso_zip", tmp_path / "gso", "--colour", "path") == 1
+    assert "pip install -e '.[mitsuba]'" in capsys.readouterr().err
+    assert render(params, "gso_zip", tmp_path / "gso") == 0
 
 
 def test_too_many_bad_objects_fail_the_run_and_are_named(tmp_path, params, capsys):

@@ -78,6 +78,16 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """One object of an archive that is there already, or lies sound where it is: nothing was written for it."""
+
+    source_id: str
+
+
+Outcome = Fetched | Failed | Kept
+
+
+@dataclass(frozen=True)
 class Task:
     """Work that takes in one object or several.
 
@@ -90,7 +100,7 @@ class Task:
     """
 
     source_id: str
-    do: Callable[[Progress], Iterator[Fetched | Failed]]
+    do: Callable[[Progress], Iterator[Outcome]]
     target: Path | None = None
     key: str = ""
 
@@ -165,7 +175,7 @@ def run(tasks: Sequence[Task], ledger: Ledger, client: Client, tally: Tally, ver
     Raises:
         DiskFull, and whatever else is no bad input: everything in hand is stopped, what is done stays.
     """
-    start, lock, came = time.perf_counter(), threading.Lock(), queue.SimpleQueue[Fetched | Failed]()
+    start, lock, came = time.perf_counter(), threading.Lock(), queue.SimpleQueue[Outcome]()
     workers = client.manners.connections
 
     def count(size: int) -> None:
@@ -185,6 +195,8 @@ def run(tasks: Sequence[Task], ledger: Ledger, client: Client, tally: Tally, ver
             if isinstance(outcome, Fetched):
                 ledger.add(outcome)
                 tally.fetched.append(outcome)
+            elif isinstance(outcome, Kept):
+                tally.kept += 1
             else:
                 tally.failed.append(outcome)
                 tqdm.write(f"failed {outcome.source_id}: {outcome.error}", file=sys.stderr)

@@ -36,7 +36,7 @@ from geolrm.failures import BadInput
 from geolrm.files import whole_file
 from geolrm.views import Views
 
-INPUT_FOLDER = "campos_512_v4"
+INPUT_FOLDER, TEST_FOLDER = "campos_512_v4", "test"
 NATIVE_RADIUS = 0.867  # sqrt(3) / 2, the object radius that every reader of GObjaverse assumes
 MAX_SIDE = 8192
 MAX_VIEWS = 100  # shards number views with two digits
@@ -126,26 +126,37 @@ def _members(obj: RenderedObject) -> Iterator[tuple[str, bytes]]:
     meta = {**obj.meta, "cropped_views": cropped_views(obj.views)}
     check_meta(meta, obj.key)
     yield f"{obj.key}/meta.json", json_bytes(meta)
-    yield from _view_members(f"{obj.key}/{INPUT_FOLDER}", obj.views, obj.normals)
+    yield from view_members(f"{obj.key}/{INPUT_FOLDER}", obj.views, obj.normals)
     if obj.test_views is not None:
         if len(obj.test_views) != TEST_VIEWS:
             raise ValueError(f"{obj.key}: {len(obj.test_views)} test views, not {TEST_VIEWS}")
-        yield from _view_members(f"{obj.key}/test", obj.test_views, None)
+        yield from view_members(f"{obj.key}/{TEST_FOLDER}", obj.test_views, None)
     if obj.points is not None and obj.point_normals is not None:
-        buffer = io.BytesIO()
-        np.savez(buffer, points=obj.points.cpu().numpy(), normals=obj.point_normals.cpu().numpy())
-        yield f"{obj.key}/surface.npz", buffer.getvalue()
+        yield f"{obj.key}/surface.npz", surface_bytes(obj.points.cpu().numpy(), obj.point_normals.cpu().numpy())
 
 
-def _view_members(folder: str, views: Views, normals: Tensor | None) -> Iterator[tuple[str, bytes]]:
+def surface_bytes(points: np.ndarray, normals: np.ndarray) -> bytes:
+    """`surface.npz` of samples (P, 3) of the true surface and their unit normals (P, 3)."""
+    buffer = io.BytesIO()
+    np.savez(buffer, points=points, normals=normals)
+    return buffer.getvalue()
+
+
+def view_members(folder: str, views: Views, normals: Tensor | None, first: int = 0) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the three files of each view in a folder of the tar.
+
+    Args:
+        views: with depth.
+        normals: (V, 3, H, W) world unit normals; None writes zeros, as test views have them.
+        first: number of the first of the views.
+    """
     if views.depth is None:
         raise ValueError(f"{folder}: views without depth")
-    rgba = (torch.cat([views.colour, views.alpha], dim=1).clamp(0, 1) * 255).round().byte().cpu().movedim(1, -1).numpy()
     depth = views.depth.float().cpu().numpy()
     for i in range(len(views)):
-        stem = f"{folder}/{i:05d}/{i:05d}"
+        stem = f"{folder}/{first + i:05d}/{first + i:05d}"
         normal = np.zeros((3, *views.size), np.float32) if normals is None else normals[i].float().cpu().numpy()
-        yield f"{stem}.png", _png_bytes(rgba[i])
+        yield f"{stem}.png", png_bytes(views.colour[i], views.alpha[i])
         yield f"{stem}.json", json_bytes(to_gobjaverse(views.cameras[i]))
         yield f"{stem}_nd.exr", exr_bytes(normal, depth[i])
 
@@ -154,7 +165,9 @@ def json_bytes(record: dict[str, Any]) -> bytes:
     return json.dumps(record, sort_keys=True, indent=1, allow_nan=False).encode()
 
 
-def _png_bytes(rgba: np.ndarray) -> bytes:
+def png_bytes(colour: Tensor, alpha: Tensor) -> bytes:
+    """8-bit PNG of colour (3, H, W) and alpha (1, H, W) in [0, 1]."""
+    rgba = (torch.cat([colour, alpha]).clamp(0, 1) * 255).round().byte().cpu().movedim(0, -1).numpy()
     buffer = io.BytesIO()
     Image.fromarray(rgba).save(buffer, format="PNG", compress_level=_PNG_LEVEL)
     return buffer.getvalue()
@@ -190,7 +203,7 @@ def read_object_tar(path: Path, *, normals: bool = False) -> RenderedObject:
     """
     try:
         with open(path, "rb") as file:
-            _check_tar_end(file, path)
+            _check_tar(file, path)
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 return _read(tar, path, normals)
     except FileNotFoundError as error:
@@ -204,7 +217,7 @@ def is_whole(path: Path) -> bool:
     """Whether a tar of ours has its end and all its members, by their headers; their content is not decoded."""
     try:
         with open(path, "rb") as file:
-            _check_tar_end(file, path)
+            _check_tar(file, path)
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 content = _ViewFiles(tar, path)
     except (BadInput, FileNotFoundError, tarfile.ReadError):
@@ -213,9 +226,18 @@ def is_whole(path: Path) -> bool:
     return (len(content.inputs), len(content.tests)) == files and f"{content.key}/meta.json" in content.members
 
 
-def _check_tar_end(file: io.BufferedReader, path: Path) -> None:
-    """A tar ends on two blocks of zeros: a file that was cut short, wherever, does not."""
+def _check_tar(file: io.BufferedReader, path: Path) -> None:
+    """A tar begins with the header of a member, as a web page under its name does not, and ends on two blocks of zeros, as a
+    file that was cut short, wherever, does not."""
     size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(tarfile.BLOCKSIZE)
+    if len(head) == tarfile.BLOCKSIZE:
+        try:
+            tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            detail = f"it does not begin as a tar does: {error}"
+            raise BadInput("tar_unreadable", path, detail, "fetch or render this object again") from error
     file.seek(max(0, size - 1024))
     if size < 1024 or any(file.read(1024)):
         raise BadInput("tar_truncated", path, f"its {size} bytes lack the end of archive", "fetch or render it again")

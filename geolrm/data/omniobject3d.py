@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geolrm.cameras import Cameras, from_blender, to_gobjaverse
-from geolrm.data.fetch import Failed, Fetched, Ledger, Progress, Task
+from geolrm.data.fetch import Failed, Fetched, Kept, Ledger, Outcome, Progress, Task
 from geolrm.data.meshes import (
     KNOWN_DATASETS,
     ROTATION_FROM_UP,
@@ -143,12 +143,13 @@ def scans_task(path: Path, census: Census | None = None) -> Task:
     """Check a category's scans where they lie: every mesh with its texture unpacks, or is named as failed."""
     census = census or Census()
 
-    def do(progress: Progress) -> Iterator[Fetched | Failed]:
+    def do(progress: Progress) -> Iterator[Outcome]:
         sound = 0
         for item in read_source(path, "raw_scans"):
             if isinstance(item, Bundle):
                 sound += 1
                 census.names.add(item.key)
+                yield Kept(item.source_id)
             else:
                 census.failed += 1
                 yield Failed(item.source_id, item.error)
@@ -203,7 +204,7 @@ class RenderFiles:
 def renders_task(path: Path, folder: Path, ledger: Ledger, verify: bool) -> Task:
     """Turn the renders of a category into object tars, object by object; what the ledger holds is left as it is."""
 
-    def do(progress: Progress) -> Iterator[Fetched | Failed]:
+    def do(progress: Progress) -> Iterator[Outcome]:
         files, category = files_of(path), category_of(path)
         for error in files.rejected:
             yield Failed(category, error)
@@ -217,6 +218,7 @@ def renders_task(path: Path, folder: Path, ledger: Ledger, verify: bool) -> Task
             name = prefix.rpartition("/")[2]
             target = folder / f"{safe_key(name)}.tar"
             if ledger.holds(target.stem, target, verify):
+                yield Kept(f"{category}/{name}")
                 continue
             try:
                 found = _gather(files, name, names)

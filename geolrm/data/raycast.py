@@ -1,11 +1,11 @@
 """Pictures and geometry of a textured mesh, by ray casting on the CPU.
 
-In: a normalised `TexturedMesh` and cameras. Out: colour, alpha, planar depth and world normals per view; from them the
-object that is written as an object tar. Convention: depth and normals are those of the ray through the pixel's centre, alpha
-is the share of the pixel's sub-rays (a jittered grid) that hit, colour the mean of those that hit; the lighting is fixed in
-the world, the same for all views and objects (`geolrm.data.lighting`). Trade: Open3D's Embree needs no display and no GPU, but
-textures are antialiased by the sub-rays alone, without mip levels, so that nothing bleeds across the seams of a scan's atlas.
-Verified on cubes with a colour a face, on spheres in closed form, and by landing the depth of each view on the next.
+In: a normalised `TexturedMesh` and cameras. Out: colour, albedo, alpha, planar depth and world normals per view. Convention:
+depth and normals are those of the ray through the pixel's centre, alpha is the share of the pixel's sub-rays (a jittered grid)
+that hit, colour and albedo the mean of those that hit; the lighting is fixed in the world, the same for all views and objects
+(`geolrm.data.lighting`). Trade: Open3D's Embree needs no display and no GPU, but textures are antialiased by the sub-rays alone,
+without mip levels, so that nothing bleeds across the seams of a scan's atlas. Verified on cubes with a colour a face, on spheres
+in closed form, and by landing the depth of each view on the next.
 """
 
 from __future__ import annotations
@@ -20,20 +20,8 @@ from torch import Tensor
 
 from geolrm.cameras import Cameras
 from geolrm.data.lighting import irradiance, linear_to_srgb, srgb_to_linear
-from geolrm.data.meshes import (
-    Bundle,
-    Material,
-    TexturedMesh,
-    Up,
-    normalised,
-    read_mesh,
-    sample_surface,
-)
-from geolrm.data.object_tar import RenderedObject
-from geolrm.data.rig import render_rig, test_rig
-from geolrm.views import Views
+from geolrm.data.meshes import Material, TexturedMesh
 
-SURFACE_POINTS = 131_072
 RAYS_AT_ONCE = 1 << 18
 
 Floats = NDArray[np.float32]
@@ -66,12 +54,14 @@ class GBuffers:
 
     Attributes:
         colour: (V, 3, H, W) sRGB in [0, 1], straight alpha, 0 where alpha is 0.
+        albedo: (V, 3, H, W) likewise, the surface's own colour without light.
         alpha: (V, 1, H, W) covered share of the pixel.
         depth: (V, H, W) planar z at the pixel's centre, 0 = no surface there or alpha 0.
         normals: (V, 3, H, W) unit, world, of the flat face, turned towards the camera; 0 where depth is 0.
     """
 
     colour: Tensor
+    albedo: Tensor
     alpha: Tensor
     depth: Tensor
     normals: Tensor
@@ -151,34 +141,37 @@ class RayCaster:
         smooth = np.where(usable, smooth / np.where(usable, length, 1), flat)
         return np.where((smooth * flat).sum(-1, keepdims=True) < 0, -smooth, smooth).astype(np.float32)
 
-    def colours(self, directions: Floats, hits: dict[str, Any]) -> tuple[NDArray[np.bool_], Floats]:
-        """Which rays (N,) hit, and the colour (M, 3), sRGB, that those that do see."""
+    def colours(self, directions: Floats, hits: dict[str, Any]) -> tuple[NDArray[np.bool_], Floats, Floats]:
+        """Which rays (N,) hit, and the colour (M, 3) and albedo (M, 3), both sRGB, that those that do see."""
         hit = np.isfinite(hits["t_hit"])
         face = hits["primitive_ids"][hit].astype(np.int64)
         second_third = hits["primitive_uvs"][hit]
         weights = np.concatenate([1 - second_third.sum(-1, keepdims=True), second_third], axis=-1)
         flat = facing(hits["primitive_normals"][hit], directions[hit])
         light = irradiance(torch.from_numpy(self.shading_normals(face, weights, flat).T))
-        linear = srgb_to_linear(torch.from_numpy(self.albedo(face, weights))) * light[:, None]
-        return hit, linear_to_srgb(linear.clamp(0, 1)).numpy()
+        albedo = self.albedo(face, weights)
+        linear = srgb_to_linear(torch.from_numpy(albedo)) * light[:, None]
+        return hit, linear_to_srgb(linear.clamp(0, 1)).numpy(), albedo
 
-    def render(self, cameras: Cameras, resolution: int, supersampling: int) -> GBuffers:
-        """Views of `resolution` pixels a side, `supersampling`^2 sub-rays a pixel, from cameras (V,)."""
-        views = [self._view(cameras[v], resolution, supersampling, seed=v) for v in range(len(cameras))]
-        colour, alpha, depth, normals = (torch.from_numpy(np.stack(part)) for part in zip(*views, strict=True))
-        return GBuffers(colour.movedim(-1, 1).contiguous(), alpha[:, None], depth, normals.movedim(-1, 1).contiguous())
+    def render(self, cameras: Cameras, resolution: int, supersampling: int, first: int = 0) -> GBuffers:
+        """Views of `resolution` pixels a side, `supersampling`^2 sub-rays a pixel, from cameras (V,), of which the first is
+        number `first`: the sub-rays of a view follow from its number."""
+        views = [self._view(cameras[v], resolution, supersampling, seed=first + v) for v in range(len(cameras))]
+        colour, albedo, alpha, depth, normals = (torch.from_numpy(np.stack(part)) for part in zip(*views, strict=True))
+        colour, albedo, normals = (part.movedim(-1, 1).contiguous() for part in (colour, albedo, normals))
+        return GBuffers(colour, albedo, alpha[:, None], depth, normals)
 
     def _view(
         self, camera: Cameras, resolution: int, supersampling: int, seed: int
-    ) -> tuple[Floats, Floats, Floats, Floats]:
-        """Colour (H, W, 3), alpha (H, W), depth (H, W), normals (H, W, 3) of one camera of shape ()."""
+    ) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+        """Colour, albedo (H, W, 3), alpha, depth (H, W), normals (H, W, 3) of one camera of shape ()."""
         colour = np.zeros((resolution, resolution, 3), dtype=np.float32)
         alpha = np.zeros((resolution, resolution), dtype=np.float32)
-        depth, normals = alpha.copy(), colour.copy()
+        albedo, depth, normals = colour.copy(), alpha.copy(), colour.copy()
         rows, columns = self._window(camera, resolution)
         height, width = rows.stop - rows.start, columns.stop - columns.start
         if height <= 0 or width <= 0:
-            return colour, alpha, depth, normals
+            return colour, albedo, alpha, depth, normals
         origin = camera.positions.numpy()
         matrix = (camera.rotations @ torch.linalg.inv(camera.intrinsics)).numpy()
         jitter = subpixel_grid(resolution, supersampling, seed)[rows, columns]
@@ -194,11 +187,13 @@ class RayCaster:
             flat = facing(hits["primitive_normals"], directions)
             subpixels = corner[:, :, None] + jitter[first : first + count]
             directions = pixel_directions(subpixels, resolution, matrix)
-            hit, colours = self.colours(directions, self.cast(origin, directions))
-            colour[out], alpha[out] = average(hit.reshape(count, width, -1), colours)
+            hit, colours, albedos = self.colours(directions, self.cast(origin, directions))
+            hit = hit.reshape(count, width, -1)
+            colour[out], alpha[out] = average(hit, colours)
+            albedo[out] = average(hit, albedos)[0]
             seen = (depth[out] > 0) & (alpha[out] > 0)
             depth[out], normals[out] = depth[out] * seen, flat.reshape(count, width, 3) * seen[..., None]
-        return colour, alpha, depth, normals
+        return colour, albedo, alpha, depth, normals
 
     def _window(self, camera: Cameras, resolution: int) -> tuple[slice, slice]:
         """Rows and columns outside which this camera sees nothing of the mesh."""
@@ -253,49 +248,3 @@ def average(hit: NDArray[np.bool_], colours: Floats) -> tuple[Floats, Floats]:
     count = hit.sum(axis=-1)
     mean = spread.sum(axis=2) / np.maximum(count, 1)[..., None]
     return mean.astype(np.float32), (count / hit.shape[-1]).astype(np.float32)
-
-
-def rendered_object(
-    bundle: Bundle, facts: dict[str, Any], up: Up, resolution: int, supersampling: int, threads: int = 0
-) -> RenderedObject:
-    """Read, check, normalise and render one object from the 40 cameras of the rig and the 16 test cameras.
-
-    Args:
-        bundle: the object's files.
-        facts: what its meta shall say beside what is found here: dataset, layout, split, licence, attribution, unit, ...
-        up: the axis of the source that points up.
-        threads: of ray casting, 0 for all cores.
-
-    Raises BadInput (see `geolrm.data.meshes.read_mesh`), `Open3DMissing`.
-    """
-    import_open3d()
-    mesh, object_to_source = normalised(read_mesh(bundle), up)
-    caster = RayCaster(mesh, threads)
-    views = _views(bundle.key, render_rig(bundle.key), caster, resolution, supersampling)
-    test_views = _views(bundle.key, test_rig(), caster, resolution, supersampling)
-    points, point_normals = sample_surface(mesh, SURFACE_POINTS, seed=0)
-    meta = {
-        **facts,
-        "source_id": bundle.source_id,
-        "category": bundle.category,
-        "object_to_source": object_to_source.tolist(),
-        "up": up,
-        "surface": "mesh",
-        "rig": "own",
-        "faces": len(mesh.faces),
-        "warnings": list(mesh.warnings),
-    }
-    return RenderedObject(
-        bundle.key,
-        views[0],
-        views[1],
-        test_views[0],
-        torch.from_numpy(points),
-        torch.from_numpy(point_normals),
-        meta,
-    )
-
-
-def _views(key: str, cameras: Cameras, caster: RayCaster, resolution: int, supersampling: int) -> tuple[Views, Tensor]:
-    buffers = caster.render(cameras, resolution, supersampling)
-    return Views(key, cameras, buffers.colour, buffers.alpha, buffers.depth), buffers.normals

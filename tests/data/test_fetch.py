@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 from misbehaving_server import Page, Server, serving
+from served_sources import fuel_address, fuel_record, serve_fuel, serve_gobjaverse, tar_address
 from source_files import gobjaverse_folder, gobjaverse_tar, gobjaverse_views, gso_zip, omni_renders, omni_scan, tar_of
 from spheres import write_params
 
@@ -30,6 +30,7 @@ from geolrm.files import DiskFull, sha256_of
 REPOSITORY = Path(__file__).parents[2]
 QUICK = ["--timeout", "0.4", "--attempts", "2", "--requests-per-second", "1000"]
 NAMES = ["Cup", "Bowl", "Shoe_A", "Shoe_B", "Pokémon_Red", "Plate", "Pan"]
+VERSIONS = {"Pan": 2}
 OBJECTS = ["0/10", "0/11", "1/20", "1/21", "2/30", "2/31", "2/32"]
 
 
@@ -50,33 +51,19 @@ def geolrm(monkeypatch, capsys):
 # --- Google Scanned Objects ---
 
 
-def fuel(server: Server, *, total: int | None = None, pages: int = 3) -> None:
+def fuel(server: Server, total: int | None = None) -> None:
     """Fuel's listing in pages, a stranger's model among them, and its zips."""
-    first = "/1.0/models?per_page=100&q=collections:Scanned Objects by Google Research"
     records = [
-        {
-            "name": name,
-            "owner": "GoogleResearch",
-            "version": 2 if name == "Pan" else 1,
-            "license_name": "Creative Commons - Attribution" + (" - Non Commercial" if name == "Plate" else ""),
-            "categories": ["Shoe"] if name.startswith("Shoe") else ["Kitchen"],
-            "filesize": 5,
-        }
+        fuel_record(name, version=VERSIONS.get(name, 1), categories=["Shoe" if name.startswith("Shoe") else "Kitchen"])
         for name in NAMES
-    ] + [{"name": "Stranger", "owner": "somebody", "version": 1}]
-    total = len(NAMES) if total is None else total
-    for page in range(pages):
-        address = first if page == 0 else f"{first}&page={page + 1}"
-        headers = {"X-Total-Count": str(total)}
-        if page + 1 < pages:
-            headers["Link"] = f'<{quote(first, safe="/?&=:")}&page={page + 2}>; rel="next"'
-        server.pages[address] = Page(json.dumps(records[page::pages]).encode(), headers)
-    for name in NAMES:
-        server.pages[gso_address(name)] = Page(gso_zip())
+    ]
+    records[NAMES.index("Plate")]["license_name"] += " - Non Commercial"
+    records.append({"name": "Stranger", "owner": "somebody", "version": 1})
+    serve_fuel(server, records, dict.fromkeys(NAMES, gso_zip()), total)
 
 
 def gso_address(name: str) -> str:
-    return f"/1.0/GoogleResearch/models/{name}/{2 if name == 'Pan' else 1}/{name}.zip"
+    return fuel_address(name, VERSIONS.get(name, 1))
 
 
 @pytest.fixture
@@ -295,19 +282,8 @@ def objects() -> dict[str, dict[str, bytes]]:
 
 
 def gobjaverse_server(server: Server, objects: dict[str, dict[str, bytes]]) -> None:
-    def put(name: str, content: object) -> None:
-        server.pages[f"/{name}"] = Page(json.dumps(content).encode())
-
-    put("gobjaverse_280k.json", list(objects))
-    put("gobjaverse_280k_split/gobjaverse_280k_Poor-quality.json", ["2/32", "9/99"])
-    put("gobjaverse_280k_split/gobjaverse_280k_Buildings&&Outdoor.json", ["1/20", "1/21", "2/32"])
-    put("gobjaverse_280k_index_to_objaverse.json", {name: f"000-000/u{i}.glb" for i, name in enumerate(objects)})
-    for name, files in objects.items():
-        server.pages[tar_address(name)] = Page(gobjaverse_tar(name.partition("/")[2], files))
-
-
-def tar_address(name: str) -> str:
-    return f"/objaverse_tar/{name}.tar"
+    categories = {"Poor-quality": ["2/32", "9/99"], "Buildings&&Outdoor": ["1/20", "1/21", "2/32"]}
+    serve_gobjaverse(server, objects, categories)
 
 
 @pytest.fixture
@@ -543,7 +519,10 @@ def test_omniobject3d_scans_are_noted_and_renders_become_tars(omni):
     assert keys(data / "omniobject3d_native" / "smoke") == ["ball_001"]
     assert "left out" not in said
     before = (data / "omniobject3d_native" / "smoke" / "objects" / "ball_001.tar").stat().st_mtime_ns
-    assert run("--source", copy)[0] == 0
+    status, said, _ = run("--source", copy)
+    assert status == 0
+    assert "1 fetched, 3 kept, 0 failed" in said  # an archive of three sound scans
+    assert "0 fetched, 1 kept, 0 failed" in said  # the renders of one object
     assert (data / "omniobject3d_native" / "smoke" / "objects" / "ball_001.tar").stat().st_mtime_ns == before
 
 

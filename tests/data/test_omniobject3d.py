@@ -18,7 +18,7 @@ from source_files import (
     tar_of,
 )
 
-from geolrm.data.fetch import Failed, Fetched, Ledger
+from geolrm.data.fetch import Failed, Fetched, Kept, Ledger
 from geolrm.data.object_tar import read_object_tar
 from geolrm.data.omniobject3d import renders_task, scans_task, sources
 from geolrm.data.reprojection import reprojection_error
@@ -48,6 +48,10 @@ def take_in(files, tmp_path, *, archive=True, count=1):
     )
     assert len(outcomes) == count
     return outcomes[0]
+
+
+def keys(tmp_path) -> list[str]:
+    return sorted(path.stem for path in (tmp_path / "objects").iterdir())
 
 
 def reason(files, tmp_path) -> str:
@@ -253,8 +257,9 @@ def test_a_bad_object_loses_no_good_one_and_a_second_run_does_only_what_is_missi
     assert isinstance(take_in(files | spoilt, tmp_path, count=2), Fetched)
     ledger = Ledger(tmp_path / "fetch.jsonl")
     ledger.add(take_in(files | spoilt, tmp_path, count=2))
-    again = take_in(files | second, tmp_path)
-    assert again.key == "ball_002"
+    again = take_in(files | second, tmp_path, count=2)
+    assert again == Kept("ball/ball_001")  # counted, so that one that fails is one of two
+    assert keys(tmp_path) == ["ball_001", "ball_002"]
 
 
 # --- raw scans ---
@@ -268,7 +273,8 @@ def test_raw_scans_are_checked_where_they_lie(tmp_path):
     (home / "cup.tar.gz").write_bytes(tar_of(omni_scan("cup", "cup_001"), "w:gz")[:-60])
     found = sources(tmp_path)
     assert [path.name for path in found] == ["ball.tar.gz", "cup.tar.gz"]
-    (outcome,) = scans_task(home / "ball.tar.gz").do(lambda _: None)
+    *sound, outcome = scans_task(home / "ball.tar.gz").do(lambda _: None)
+    assert sound == [Kept("ball/ball_001"), Kept("ball/ball_002")]
     assert (outcome.key, outcome.file, outcome.bytes) == ("ball", "", (home / "ball.tar.gz").stat().st_size)
     outcomes: list[Failed] = []
     with pytest.raises(BadInput, match="source_missing"):

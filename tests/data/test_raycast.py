@@ -7,26 +7,17 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from mesh_files import FACES, box_files, box_obj, png
+from mesh_files import FACES, box_files, png
 from PIL import Image
 
 from geolrm.cameras import Cameras, intrinsics_from_fov, look_at
 from geolrm.data import raycast
 from geolrm.data.lighting import LIGHTS, irradiance, linear_to_srgb, srgb_to_linear
 from geolrm.data.meshes import Bundle, Material, TexturedMesh, normalised, read_mesh
-from geolrm.data.raycast import GBuffers, Open3DMissing, RayCaster, import_open3d, rendered_object, sample_texture
+from geolrm.data.raycast import GBuffers, Open3DMissing, RayCaster, import_open3d, sample_texture
 from geolrm.data.reprojection import reprojection_error
 from geolrm.data.rig import render_rig
 from geolrm.views import Views
-
-FACTS = {
-    "dataset": "test",
-    "layout": "folder",
-    "split": "test",
-    "licence": None,
-    "attribution": None,
-    "unit": "m",
-}
 
 
 def bundle(files: dict[str, bytes], mesh="box.obj") -> Bundle:
@@ -69,6 +60,9 @@ def test_each_face_of_a_box_shows_its_colour_the_right_way_round(number):
     assert torch.allclose(upper_left, lit(face.light, face.normal), atol=2e-3)
     for other in (upper_right, lower_left, lower_right):
         assert torch.allclose(other, lit(face.colour, face.normal), atol=2e-3)
+    albedo = buffers.albedo[0]
+    assert torch.allclose(albedo[:, near, near] * 255, torch.tensor(face.light).float(), atol=0.5)
+    assert torch.allclose(albedo[:, far, far] * 255, torch.tensor(face.colour).float(), atol=0.5)
 
 
 @pytest.mark.parametrize(("up", "turn"), [("y", ((1, 0, 0), (0, 0, 1), (0, -1, 0))), ("z", np.eye(3))])
@@ -241,27 +235,6 @@ def test_nothing_in_common_is_no_agreement():
         reprojection_error(Views("none", views.cameras, views.colour, views.alpha))
 
 
-# --- whole objects ---
-
-
-def test_an_object_has_all_its_views_its_surface_and_its_facts():
-    obj = rendered_object(bundle(box_files(sides=(0.2, 0.1, 0.1), centre=(1, 2, 3))), FACTS, "z", 24, 2)
-    assert len(obj.views) == 40
-    assert len(obj.test_views) == 16
-    assert obj.normals.shape == (40, 3, 24, 24)
-    assert obj.points.shape == (131_072, 3)
-    to_source = [[0.2, 0, 0, 1], [0, 0.2, 0, 2], [0, 0, 0.2, 3], [0, 0, 0, 1]]
-    assert np.allclose(obj.meta["object_to_source"], to_source)
-    assert obj.meta["unit"] == "m"
-    assert obj.meta["surface"] == "mesh"
-    seen = obj.views.depth > 0
-    assert torch.equal(seen, obj.normals.norm(dim=1) > 0.5)
-    assert (obj.views.alpha[:, 0][seen] > 0).all()
-    again = rendered_object(bundle(box_files(sides=(0.2, 0.1, 0.1), centre=(1, 2, 3))), FACTS, "z", 24, 2, threads=1)
-    assert torch.equal(obj.views.colour, again.views.colour)
-    assert torch.equal(obj.views.depth, again.views.depth)
-
-
 def test_many_rays_are_cast_in_portions_without_a_trace(monkeypatch):
     mesh, camera = box(), facing_camera((1, 0.7, 0.5))
     whole = RayCaster(mesh).render(camera, 32, 2)
@@ -283,14 +256,6 @@ def test_a_camera_that_sees_nothing_of_the_object_or_stands_inside_it_is_no_erro
     inside = RayCaster(box()).render(facing_camera((1, 0, 0), distance=0.1), 16, 1)
     assert inside.alpha.min() == 1
     assert torch.allclose(inside.depth[0, 8, 8], torch.tensor(0.6), atol=1e-3)
-
-
-def test_an_untextured_mesh_is_rendered_grey_and_says_so():
-    obj = rendered_object(bundle({"box.obj": box_obj(library="")}), FACTS, "z", 24, 1)
-    assert obj.meta["warnings"] == ["untextured"]
-    colours = obj.views.colour.movedim(1, -1)[obj.views.alpha[:, 0] > 0]
-    assert torch.allclose(colours, colours[:, :1].expand_as(colours))
-    assert colours.max() > 0.4
 
 
 # --- Open3D that is not there ---
