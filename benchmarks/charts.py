@@ -23,6 +23,7 @@ CURVES = (
 GREY = "#8b9199"
 COLOURS = ("#d98b2b", "#3a9d74", "#c4679b", "#7f72c6", "#c9584a", "#4fa3c7", "#9a8a3c", "#6b8f4e")
 MAIN_COLOUR = "#3279bd"
+FAR_APART = 20  # largest value over smallest, from which an axis of distances is logarithmic
 MOST_POINTS = 800  # of a training curve
 
 
@@ -49,7 +50,13 @@ def view_curves(group: Record, metric: str, colours: dict[str, str], main: str) 
     views = group["views"]
     margin = max(1.0, (views[-1] - views[0]) * 0.05)
     axis = {"title": {"text": "input views"}, "tickvals": views, "range": [views[0] - margin, views[-1] + margin]}
-    return {"data": bands + lines, "layout": {"xaxis": axis}} if lines else None
+    values = [value for line in lines for value in line["y"]]
+    if not lines:
+        return None
+    layout: Chart = {"xaxis": axis}
+    if metric.startswith("cd_") and 0 < min(values) < max(values) / FAR_APART:  # else one failure flattens all others
+        layout["yaxis"] = {"type": "log"}
+    return {"data": bands + lines, "layout": layout}
 
 
 def _band(points: list[tuple[int, Record]], scale: float, method: str, colour: str) -> Chart:
@@ -110,7 +117,11 @@ def pareto(group: Record, metric: str, cost: str, colours: dict[str, str], main:
                         "y": [y for _, y, _ in points],
                         "text": [v for _, _, v in points],
                     },
-                    **{"textposition": "top center", "textfont": {"size": 9, "color": colours[method]}},
+                    **{
+                        "cliponaxis": False,
+                        "textposition": "top center",
+                        "textfont": {"size": 9, "color": colours[method]},
+                    },
                     "hovertemplate": f"%{{y:.4g}} {quality.unit}<br>%{{x:.4g}} {price.unit}, %{{text}} views",
                     "line": {"color": colours[method], "width": 3 if method == main else 1.6},
                     "marker": {"size": 7 if method == main else 5, "color": colours[method]},

@@ -3,8 +3,8 @@
 In: a summary (`benchmarks/estimates.py`). Out: tables as text, Markdown, LaTeX and HTML, and all numbers as CSV. Convention: one
 table over all objects and one over those that every method reconstructed; a mean is followed by its 95 % interval in brackets;
 what a paper says stands in columns of its own that name the table they are from, never in ours; a method that only a paper has
-numbers of is a line without ours. Trade: one published table stands beside ours, the others below, each with how its protocol
-differs. Verified by reading the formats back.
+numbers of is a line without ours. The CSV has the paired differences too. Trade: one published table stands beside ours, the
+others below, each with how its protocol differs. Verified by reading the formats back.
 """
 
 from __future__ import annotations
@@ -32,17 +32,30 @@ PUBLISHED = {
     **{"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "cd_sum": "CD", "fscore_0.2": "F@0.2"},
     **{"latency_s": "s", "memory_gb": "GB"},
 }
+TWO_DIGITS = ("psnr", "latency_s", "memory_gb")  # as papers print them; three of the others
+# GeoLRM's Table 3 (arXiv:2406.15333): method -> input views -> PSNR, SSIM, seconds, GB; 100 GSO objects at 512 px.
+PAPER_SWEEP = {
+    "InstantMesh": {
+        **{4: (22.87, 0.832, 0.68, 22.09), 8: (23.22, 0.861, 0.87, 24.35), 12: (23.05, 0.843, 1.07, 24.62)},
+        **{16: (23.15, 0.861, 1.30, 26.69), 20: (23.25, 0.895, 1.62, 28.73)},
+    },
+    "GeoLRM": {
+        **{4: (22.84, 0.851, 0.51, 4.30), 8: (23.82, 0.883, 0.84, 5.50), 12: (24.43, 0.892, 1.16, 6.96)},
+        **{16: (24.79, 0.903, 1.51, 8.23), 20: (25.13, 0.905, 1.84, 9.43)},
+    },
+}
 NONE = "–"
 HEAD_WIDTH = 12
 
 
 @dataclass(frozen=True)
 class Table:
-    """Attributes: `caption`; `heads`; `lines`, each a cell per head, plain text."""
+    """Attributes: `caption`; `heads`; `lines`, each a cell per head, plain text; `words`, the columns that hold no numbers."""
 
     caption: str
     heads: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
+    words: tuple[int, ...] = (0,)
 
     def text(self) -> str:
         """For a terminal: heads over several lines, half the width of an interval in place of its ends."""
@@ -52,7 +65,10 @@ class Table:
         rows = [*above, *(tuple(map(_narrow, cells)) for cells in self.lines)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         aligned = [
-            "  ".join([cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))])
+            "  ".join(
+                cell.ljust(width) if i in self.words else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            )
             for cells in rows
         ]
         return "\n".join([self.caption, *(row.rstrip() for row in aligned)])
@@ -63,10 +79,11 @@ class Table:
     def latex(self) -> str:
         """A float in booktabs' style."""
         rows = [" & ".join(map(latex_text, cells)) + r" \\" for cells in (self.heads, *self.lines)]
+        columns = "".join("l" if i in self.words else "r" for i in range(len(self.heads)))
         return "\n".join(
             [
                 *(r"\begin{table}", r"  \centering\small", rf"  \caption{{{latex_text(self.caption)}}}"),
-                *(rf"  \begin{{tabular}}{{l{'r' * (len(self.heads) - 1)}}}", r"    \toprule", f"    {rows[0]}"),
+                *(rf"  \begin{{tabular}}{{{columns}}}", r"    \toprule", f"    {rows[0]}"),
                 *(r"    \midrule", *(f"    {row}" for row in rows[1:]), r"    \bottomrule"),
                 *(r"  \end{tabular}", r"\end{table}"),
             ]
@@ -137,7 +154,7 @@ def comparison(name: str, group: Record, main: str, views: int, common: bool) ->
         if not common:
             difference = group["differences"].get(method, {}).get(str(views), {}).get(HEADLINE)
             line.append(_shown(HEADLINE, difference, "+"))
-            line += [str(papers.get(method, {}).get(field, NONE)) for field in PUBLISHED]
+            line += [_quoted(papers.get(method, {}), field) for field in PUBLISHED]
         lines.append(tuple(line))
     heads = ["method", "ok", *(METRICS[metric].label for metric in metrics)]
     if not common:
@@ -157,12 +174,16 @@ def published_at(method: str, table: str) -> Record | None:
 def published_table() -> Table:
     """Every published number that a method's module quotes, with how its protocol differs from ours."""
     lines = [
-        (method, str(paper["table"]), *(str(paper.get(field, NONE)) for field in PUBLISHED), str(paper["differs"]))
+        (method, str(paper["table"]), *(_quoted(paper, field) for field in PUBLISHED), str(paper["differs"]))
         for method in method_names()
         for paper in published(method)
     ]
     heads = ("method", "paper's table", *PUBLISHED.values(), "differs from ours in")
-    return Table("Published numbers, each under a protocol of its own", heads, tuple(lines))
+    return Table("Published numbers, each under a protocol of its own", heads, tuple(lines), (0, 1, len(heads) - 1))
+
+
+def _quoted(paper: Record, field: str) -> str:
+    return f"{paper[field]:.{2 if field in TWO_DIGITS else 3}f}" if field in paper else NONE
 
 
 def tables(summary: Record, asked: int | None = None) -> list[Table]:
@@ -180,7 +201,8 @@ CSV_HEADS = ("sweep", "group", "objects", "method", "views", "metric", "mean", "
 
 
 def as_csv(summary: Record) -> str:
-    """Every mean at every number of views, and every published number, a line each; `source` tells them apart."""
+    """Every mean and every paired difference at every number of views, and every published number, a line each; `source` tells
+    them apart."""
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_HEADS, restval="", lineterminator="\n")
     writer.writeheader()
@@ -201,5 +223,14 @@ def _measured(summary: Record) -> Iterable[dict[str, Any]]:
                     for metric, point in cell["metrics"].items():
                         for objects, found in (("all", point), ("common", point["common"])):
                             if found:
-                                numbers = {field: found[field] for field in ("mean", "low", "high", "n")}
-                                yield facts | {"objects": objects, "metric": metric} | numbers
+                                yield facts | {"objects": objects, "metric": metric} | _numbers(found)
+            for method, by_views in group["differences"].items():
+                for views, metrics in by_views.items():
+                    facts = {"sweep": sweep, "group": name, "method": method, "views": views, "objects": "paired"}
+                    facts["source"] = f"difference: {content['main_method']} minus it"
+                    for metric, found in metrics.items():
+                        yield facts | {"metric": metric} | _numbers(found)
+
+
+def _numbers(found: Record) -> Record:
+    return {field: found[field] for field in ("mean", "low", "high", "n")}

@@ -27,10 +27,15 @@ DIFFERS = "other objects (lists unpublished), cameras, renders and scripts than 
 UNTRAINED = "random weights: for latency and memory alone"  # in place of a checkpoint's hash
 
 
+def published_folder() -> Path:
+    """Where published weights lie."""
+    named = os.environ.get(VARIABLE)
+    return Path(named) if named else cache_folder() / "baselines"
+
+
 def published_file(repository: str, name: str) -> Path:
     """The file of this name of a Hugging Face repository. Raises `BadInput` (`weights_missing`) where it is not here."""
-    named = os.environ.get(VARIABLE)
-    folder = Path(named) if named else cache_folder() / "baselines"
+    folder = published_folder()
     file = folder / name
     if not file.is_file():
         remedy = (

@@ -18,25 +18,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from benchmarks.artefacts import artefact_folder
+from benchmarks.artefacts import TURNTABLE, artefact_folder
 from benchmarks.charts import CURVES, Chart, method_colours, object_scatter, pareto, training_charts, view_curves
+from benchmarks.comparison import PAPER_SWEEP, comparison, published_table, views_of
 from benchmarks.comparison import Table as Comparison
-from benchmarks.comparison import comparison, published_table, views_of
 from benchmarks.estimates import HEADLINE, METRICS
 from benchmarks.estimates import groups as grouped
 from geolrm.tracking import PICTURES, STAGES, Record, numbers, read_records
 
-# GeoLRM paper (arXiv:2406.15333), Table 3: 100 GSO objects at 512 px: views -> PSNR, SSIM, seconds, GB.
-PAPER_SWEEP = {
-    "InstantMesh": {
-        **{4: (22.87, 0.832, 0.68, 22.09), 8: (23.22, 0.861, 0.87, 24.35), 12: (23.05, 0.843, 1.07, 24.62)},
-        **{16: (23.15, 0.861, 1.30, 26.69), 20: (23.25, 0.895, 1.62, 28.73)},
-    },
-    "GeoLRM": {
-        **{4: (22.84, 0.851, 0.51, 4.30), 8: (23.82, 0.883, 0.84, 5.50), 12: (24.43, 0.892, 1.16, 6.96)},
-        **{16: (24.79, 0.903, 1.51, 8.23), 20: (25.13, 0.905, 1.84, 9.43)},
-    },
-}
 MOST_ROWS = 2000  # of the table of objects; more are left to the JSONL
 WIDEST = 1024  # pixels of an embedded picture
 
@@ -73,8 +62,10 @@ class Page:
         return f'<div class="chart">{head}<div class="plot" id="{name}"></div></div>'
 
 
-def table(heads: list[Cell], rows: Iterable[tuple[str, list[Cell]]], sortable: bool = True) -> str:
-    """An HTML table; each row is (style, cells)."""
+def table(
+    heads: list[Cell], rows: Iterable[tuple[str, list[Cell]]], sortable: bool = True, compact: bool = False
+) -> str:
+    """An HTML table; each row is (style, cells); a compact one has its heads in lines and intervals below their means."""
 
     def cell(tag: str, c: Cell, numeric: bool) -> str:
         key = f' data-v="{"" if c.value is None else c.value}"' if numeric and sortable and tag == "td" else ""
@@ -85,8 +76,8 @@ def table(heads: list[Cell], rows: Iterable[tuple[str, list[Cell]]], sortable: b
         f'<tr class="{style}">' + "".join(cell("td", c, "text" not in c.style) for c in cells) + "</tr>"
         for style, cells in rows
     )
-    kind = ' class="sortable"' if sortable else ""
-    return f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    kind = " ".join(name for name, is_so in (("sortable", sortable), ("compact", compact)) if is_so)
+    return f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
 def words(text: object) -> Cell:
@@ -138,8 +129,13 @@ def _group_parts(page: Page, group: Record, main: str) -> list[str]:
     return parts
 
 
-QUALITIES = ("psnr_foreground", "ssim", "lpips_alex", "cd_sum")
 COSTS = ("latency_s", "peak_memory_bytes")
+
+
+def _qualities(group: Record) -> tuple[str, ...]:
+    """What methods are compared by; LPIPS on VGG, the primary one, unless no row has it."""
+    measured = {name for cells in group["methods"].values() for cell in cells.values() for name in cell["metrics"]}
+    return "psnr_foreground", "ssim", "lpips_vgg" if "lpips_vgg" in measured else "lpips_alex", "cd_sum"
 
 
 def _comparison_parts(page: Page, title: str, group: Record, rows: list[Record], main: str, views: int) -> list[str]:
@@ -147,7 +143,7 @@ def _comparison_parts(page: Page, title: str, group: Record, rows: list[Record],
     colours = method_colours(list(group["methods"]), main)
     cards = []
     for cost in COSTS:
-        for metric in QUALITIES:
+        for metric in _qualities(group):
             chart = pareto(group, metric, cost, colours, main)
             aside = "↑" if METRICS[metric].higher_is_better else "↓"
             if chart is not None:
@@ -162,7 +158,7 @@ def _comparison_parts(page: Page, title: str, group: Record, rows: list[Record],
     shown = {method: colour for method, colour in colours.items() if method not in group["empty_by_design"]}
     scatter = [
         page.chart(METRICS[metric].label, chart)
-        for metric in QUALITIES
+        for metric in _qualities(group)
         if (chart := object_scatter(rows, metric, views, shown, main)) is not None
     ]
     if scatter:
@@ -187,7 +183,14 @@ def _as_html(found: Comparison) -> str:
             shown = escape(mean) + (f" <small>[{escape(bounds)}</small>" if bounds else "")
             line.append(Cell(f'<span class="quiet">{shown}</span>' if is_quiet else shown))
         lines.append(("", line))
-    return table(heads, lines, sortable=False)
+    return table(heads, lines, sortable=False, compact=True)
+
+
+def _worded(found: Comparison, column: int, text: str) -> Cell:
+    """A cell of a comparison: words to the left, the last ones in several lines, numbers to the right."""
+    if column not in found.words:
+        return Cell(escape(text))
+    return Cell(escape(text), style="text wrap" if column == len(found.heads) - 1 else "text")
 
 
 def _stages_table(group: Record, views: str) -> str:
@@ -230,7 +233,7 @@ def _means_table(group: Record, main: str) -> str:
         f"<p class='quiet'>Means over all objects, failures scored by their status; &ldquo;common&rdquo; over the {common} "
         f"of {len(group['objects'])} objects that every method reconstructed. Brackets: 95 % interval. Click a head to sort.</p>"
     )
-    return table(heads, lines) + note
+    return table(heads, lines, compact=True) + note
 
 
 def _best(group: Record, views: str, name: str) -> float | None:
@@ -356,13 +359,22 @@ def _object_card(sweep: Path, rows: list[Record], method: str, title: str, key: 
         for name in PICTURES:
             file = folder / f"{name}.png"
             cells.append(f'<td><img alt="{name}" src="{embedded(file)}"></td>' if file.exists() else "<td>–</td>")
+        cells.append(f"<td>{_film(folder / TURNTABLE)}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    heads = "".join(f"<th>{name}</th>" for name in PICTURES)
+    heads = "".join(f"<th>{name}</th>" for name in (*PICTURES, "turntable"))
     place = f"sweep/{sweep.name}/artefacts/{method}/{key.replace('/', '_')}/"
     return (
         f'<div class="pictures"><h4>{title}: {escape(key)}</h4><table><thead><tr><th></th>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table><small>Splats (PLY) and meshes (GLB): <code>{escape(place)}</code></small></div>"
     )
+
+
+def _film(file: Path) -> str:
+    """A film inside the page, running; a dash where there is none."""
+    if not file.exists():
+        return "–"
+    content = base64.b64encode(file.read_bytes()).decode()
+    return f'<video autoplay loop muted playsinline src="data:video/webm;base64,{content}"></video>'
 
 
 def embedded(file: Path) -> str:
@@ -506,7 +518,7 @@ def add_paper(page: Page) -> None:
     lines = []
     for method, by_views in PAPER_SWEEP.items():
         for views, values in by_views.items():
-            numbers_shown = [Cell(f"{v:g}" if i else f"{v:.2f}", v) for i, v in enumerate(values)]
+            numbers_shown = [Cell(f"{v:.3f}" if i == 1 else f"{v:.2f}", v) for i, v in enumerate(values)]  # SSIM
             lines.append(("", [words(method), Cell(str(views), views), *numbers_shown]))
     text = (
         "<p><b>Not comparable with the columns above.</b> Published by the authors of GeoLRM (arXiv:2406.15333, Table 3): 100 "
@@ -516,7 +528,9 @@ def add_paper(page: Page) -> None:
     )
     quoted = published_table()
     others = table(
-        [words(head) for head in quoted.heads], [("", [words(cell) for cell in line]) for line in quoted.lines]
+        [_worded(quoted, i, head) for i, head in enumerate(quoted.heads)],
+        [("", [_worded(quoted, i, cell) for i, cell in enumerate(line)]) for line in quoted.lines],
+        sortable=False,
     )
     box = f'<div class="note">{text}{table(heads, lines)}<p><b>{escape(quoted.caption)}</b></p>{others}</div>'
     page.section("paper", "What papers say, for reference", [box])

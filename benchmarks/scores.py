@@ -156,13 +156,15 @@ class Scorer:
     def cameras(self) -> Cameras:
         return self.test_views.cameras
 
-    def rendering(self, prediction: Prediction) -> Rendering:
-        """A prediction at the test cameras, on white, colour (V, 3, H, W) in [0, 1]."""
+    def rendering(self, prediction: Prediction, cameras: Cameras | None = None) -> Rendering:
+        """A prediction at cameras (V,), those of the test views unless others are given, on white, colour (V, 3, H, W) in
+        [0, 1]."""
+        cameras = self.cameras if cameras is None else cameras.to(self.test_views.colour.device)
         with torch.no_grad():
             if isinstance(prediction, Gaussians):
-                seen = render(prediction, self.cameras, *self.test_views.size, background=BACKGROUND)
+                seen = render(prediction, cameras, *self.test_views.size, background=BACKGROUND)
             else:
-                seen = prediction.render(self.cameras, *self.test_views.size)
+                seen = prediction.render(cameras, *self.test_views.size)
         return Rendering(seen.colour.clamp(0, 1), seen.alpha, seen.depth)
 
     def score_pictures(self, rendering: Rendering) -> Scores:

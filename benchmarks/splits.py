@@ -1,21 +1,24 @@
 """The benchmark's lists of objects: which objects of a data set a number is the mean over.
 
-In: the names of a data set's objects as its owner publishes them, `datasets/<data set>/names.txt`, one a line. Out: the list of
-a split, `datasets/<data set>/<split>.txt`, names one a line. Convention: a split of N objects holds the N names with the
-smallest sha256 of name + protocol, as UTF-8, in that order: nobody chose them, and the first ten are a draw of ten. Trade: a
-list is frozen once it is written, so that objects which its source adds or removes later do not change it. Verified by
-drawing the committed lists again from the committed names.
+In: the names of a data set's objects as its owner publishes them, `datasets/<data set>/names.txt`, one a line; those of
+OmniObject3D are written when all of it is first fetched. Out: the list of a split, `datasets/<data set>/<split>.txt`, names one a
+line, and `<split>.json` with its hash. Convention: a split of N objects holds the N names with the smallest sha256 of name +
+protocol, as UTF-8, in that order: nobody chose them, and the first ten are a draw of ten. Trade: a list is frozen once it is
+written, so that objects which its source adds or removes later do not change it; a list that was changed is refused. Verified by
+drawing the committed lists again from the committed names, and by planting other names and another list.
 
-`python -m benchmarks.splits --dataset NAME` freezes the list of a data set whose names are known for the first time.
+A sweep that asks for the list of a data set whose names are there draws it; `python -m benchmarks.splits --dataset NAME` does so
+without a sweep, and says if the names would give another list by now.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from geolrm.failures import BadInput
-from geolrm.files import write_whole
+from geolrm.files import sha256_of, write_whole
 
 PROTOCOL = "geolrm-bench-v1"
 SIZE = 100
@@ -26,6 +29,15 @@ DATASETS = Path(__file__).parents[1] / "datasets"
 def rank(name: str) -> str:
     """What names are ordered by: the hex digest of sha256(name + protocol)."""
     return hashlib.sha256(f"{name}{PROTOCOL}".encode()).hexdigest()
+
+
+def list_hash(names: list[str]) -> str:
+    """sha256 of a list as its file holds it."""
+    return hashlib.sha256(_text(names).encode()).hexdigest()
+
+
+def _text(names: list[str]) -> str:
+    return "".join(f"{name}\n" for name in names)
 
 
 def draw(names: list[str], size: int = SIZE) -> list[str]:
@@ -44,13 +56,24 @@ def read_names(path: Path) -> list[str]:
 
 
 def split_list(dataset: str, split: str, datasets: Path = DATASETS) -> list[str] | None:
-    """The objects of a split that is a list, in its order; None for a split of the catalog's own (train, val, test)."""
+    """The objects of a split that is a list, in its order; None for a split of the catalog's own (train, val, test).
+
+    The benchmark's list is drawn where it is not there and the names are. Raises `BadInput` (`split_changed`) for a list that is
+    no longer what was frozen.
+    """
     path = datasets / dataset / f"{split}.txt"
-    return read_names(path) if path.is_file() and path.name != NAMES else None
+    if split == f"{dataset}-{SIZE}" and not path.is_file() and (datasets / dataset / NAMES).is_file():
+        freeze(dataset, datasets)
+    if not path.is_file() or path.name == NAMES:
+        return None
+    record = path.with_suffix(".json")
+    if record.is_file() and json.loads(record.read_text())["sha256"] != sha256_of(path):
+        raise BadInput("split_changed", path, f"it is not the list that {record.name} has the hash of", "restore it")
+    return read_names(path)
 
 
 def freeze(dataset: str, datasets: Path = DATASETS, size: int = SIZE) -> Path:
-    """Draw the list `<data set>-<size>` from the data set's names and write it, once and for all.
+    """Draw the list `<data set>-<size>` from the data set's names and write it with its hash, once and for all.
 
     Raises `BadInput`: no names, fewer than `size`, or the list is there and these names would give another.
     """
@@ -67,7 +90,9 @@ def freeze(dataset: str, datasets: Path = DATASETS, size: int = SIZE) -> Path:
             remedy = "keep the list: results stand on it; a new draw needs a new protocol"
             raise BadInput("split_frozen", path, f"{source.name} would give another list now", remedy)
         return path
-    write_whole(path, "".join(f"{name}\n" for name in drawn))
+    record = {"protocol": PROTOCOL, "names": len(names), "names_sha256": sha256_of(source), "sha256": list_hash(drawn)}
+    write_whole(path.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+    write_whole(path, _text(drawn))  # last: a list without its hash would hold whatever it says
     return path
 
 

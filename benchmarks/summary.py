@@ -35,6 +35,7 @@ TABLE = (
     "fscore_0.1",
     "fscore_0.05",
 )
+UNSCORED = ("not_applicable", "not_installed", "cost_only")  # statuses of rows without quality; the last one has costs
 Group = tuple[str, int, str]  # method, views, where the true surface came from
 
 
@@ -49,17 +50,24 @@ def groups(rows: Iterable[Row]) -> dict[Group, list[Row]]:
 
 
 def common_objects(rows: list[Row]) -> set[str]:
-    """Objects with an `ok` row for every view count of every method that has any `ok` row."""
+    """Objects with an `ok` row for every view count of every method that has any `ok` row; a row that is not there is none.
+
+    A view count at which a method was scored on no object (it cannot take so many) is not asked of it.
+    """
     able = {row["method"] for row in rows if row["status"] == "ok"}
-    objects = {row["object"] for row in rows}
-    return objects - {row["object"] for row in rows if row["method"] in able and row["status"] != "ok"}
+    asked = {(row["method"], row["views"]) for row in rows if row["method"] in able and row["status"] not in UNSCORED}
+    done: dict[str, set[tuple[str, int]]] = {row["object"]: set() for row in rows}
+    for row in rows:
+        if row["status"] == "ok":
+            done[row["object"]].add((row["method"], row["views"]))
+    return {key for key, found in done.items() if found >= asked}
 
 
 def means(rows: list[Row]) -> dict[str, Any]:
     """`objects` scored, `ok` among them; the mean of every metric over the rows that have it (None where none has), and
     under `intervals` the bounds [low, high] of those that have one."""
-    measured = [row for row in rows if row["status"] not in ("not_applicable", "not_installed")]
-    scored = [row for row in measured if row["status"] != "cost_only"]
+    scored = [row for row in rows if row["status"] not in UNSCORED]
+    measured = scored + [row for row in rows if row["status"] == "cost_only"]
     result: dict[str, Any] = {"objects": len(scored), "ok": sum(row["status"] == "ok" for row in scored)}
     intervals: dict[str, list[float]] = {}
     for name in MEANS:

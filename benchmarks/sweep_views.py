@@ -1,12 +1,13 @@
 """The sweep over input view counts: every method, object and view count gives one result row.
 
 In: shards of a data set with test views, the methods of `benchmarks/methods`, the section `sweep` of params.yaml. Out, under
-`results/<preset>/sweep/<data set>/`: `rows.jsonl`, `metrics.json`, `curve.csv`, `protocol.json`, `artefacts/`. Convention: the
-protocol is docs/protocol.md; each set of inputs but the first, `orbit`, has a folder of its own, `<data set>-<inputs>`; the
-targets are the test views, or those that a source's own cameras leave, never among the inputs. A row that
-is there and holds is kept, so that an interrupted sweep goes on where it stopped; sweeps may run at once, in one folder too: no
-row is made twice. Each method has a process of its own, whose crash is a row. Trade: the truth of an object is prepared once
-per method. Verified by truth as prediction, planted errors, failing methods, and sweeps killed while others run.
+`results/<preset>/sweep/<data set>/`: `rows.jsonl`, `metrics.json`, `curve.csv`, `protocol.json`, `artefacts/`, and in `system/`
+how busy the machine was, a file a method. Convention: the protocol is docs/protocol.md; each set of inputs but the first,
+`orbit`, has a folder of its own, `<data set>-<inputs>`; the targets are the test views, or those that a source's own cameras
+leave, never among the inputs. A row that is there and holds is kept, so that an interrupted sweep goes on where it stopped;
+sweeps may run at once, in one folder too: no row is made twice. Each method has a process of its own, whose crash is a row.
+Trade: the truth of an object is prepared once per method. Verified by truth as prediction, planted errors, failing methods, and
+sweeps killed while others run.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks import protocol
-from benchmarks.artefacts import artefact_folder, save_artefacts
+from benchmarks.artefacts import artefact_folder, complete, save_artefacts, turntable
 from benchmarks.inputs import InputSet, ViewPlan
 from benchmarks.measure import CPU_MEMORY, CUDA_MEMORY, Measured, measure
 from benchmarks.methods import Context, Method, NotApplicable, check_method, load_method, load_untrained, sources
@@ -38,7 +39,7 @@ from benchmarks.processes import Stopped, Tell, in_own_process, memory_kills
 from benchmarks.published import UNTRAINED
 from benchmarks.rows import METRICS, Key, Row, append_row, code_hash, identity, keep_rows, key_of, read_rows
 from benchmarks.scores import BACKGROUND, Scorer, Scores
-from benchmarks.splits import split_list
+from benchmarks.splits import list_hash, split_list
 from benchmarks.stages import Stopwatch
 from benchmarks.summary import common_objects, curve_csv, floor_means, metrics_json, table
 from geolrm.cameras import Cameras
@@ -49,6 +50,7 @@ from geolrm.failures import BadInput, run_command
 from geolrm.files import alone_in, sha256_of, write_whole
 from geolrm.gaussians import Gaussians
 from geolrm.metrics.perceptual import PerceptualMetrics, load_perceptual
+from geolrm.monitor import watched
 from geolrm.passport import passport
 from geolrm.views import Views
 
@@ -81,7 +83,7 @@ class Arguments:
     split: str | None = None
     """Which objects: a split of the data set (test), or one of the benchmark's lists, such as gso-100."""
     artefacts: int | None = None
-    """Of how many objects, the first of the split, pictures, splats and meshes are kept."""
+    """Of how many objects, the first of the split, pictures, films, splats and meshes are kept."""
     lpips: Literal["auto", "required"] | None = None
     """auto: go on without LPIPS where its weights are missing; required: stop."""
     weights: Path | None = None
@@ -187,7 +189,7 @@ class DatasetSweep:
 
     @property
     def named(self) -> list[str]:
-        """Objects whose pictures, splats and meshes are kept."""
+        """Objects whose pictures, films, splats and meshes are kept."""
         return self.keys[: self.settings.artefacts]
 
     @property
@@ -233,6 +235,7 @@ class DatasetSweep:
             settings=self.settings.model_dump(include={*protocol.SETTINGS, "max_anchors"}) | {"inputs": self.inputs},
             deviations=protocol.deviations(self.settings),
             dataset_hash=self.dataset_hash,
+            split_hash=list_hash(self.names) if self.names else None,
             checkpoint_hash=method.checkpoint if isinstance(method, Method) else None,
             code_hash=code_hash(sources(name)),
             lpips=self.perceptual.sha256,
@@ -292,7 +295,7 @@ class DatasetSweep:
     def _artefacts_there(self, row: Row) -> bool:
         if row["object"] not in self.named or row["status"] not in ("ok", "empty"):
             return True
-        return artefact_folder(self.output, *key_of(row)).exists()
+        return complete(artefact_folder(self.output, *key_of(row)), row["status"])
 
     def scorer(self, sample: Sample, plan: ViewPlan) -> Scorer:
         """The truth of one object. Raises `BadInput` for pictures smaller than those to compare."""
@@ -370,8 +373,14 @@ class DatasetSweep:
             self._harness_bytes = self._allocated()
             method = self.load(name)
             passport = self.passport_of(name, method)
-            missing = {key for key in self.asked(self.settings) if key[0] == name} - self.kept(name, passport)
-            with tqdm(total=len(missing), desc=f"sweep {self.name} {name}", unit="row", leave=bool(missing)) as bar:
+            held = self.kept(name, passport)
+            missing = {key for key in self.asked(self.settings) if key[0] == name} - held
+            if not missing:
+                return
+            with (
+                watched(self.output / "system" / f"{name}.jsonl", fresh=not held),
+                tqdm(total=len(missing), desc=f"sweep {self.name} {name}", unit="row") as bar,
+            ):
                 for key in self.keys:
                     wanted = [views for views in self.settings.views if (name, key, views) in missing]
                     for row in self._object_rows(key, wanted, name, method, crashes or {}, tell) if wanted else ():
@@ -519,7 +528,8 @@ class DatasetSweep:
             with self._apart_from_harness():
                 shutil.rmtree(folder, ignore_errors=True)
                 seen = inputs.resized(*scorer.test_views.size).composited(BACKGROUND)
-                save_artefacts(folder, seen, rendering.colour, scorer.truth, prediction, mesh)
+                turn = None if empty else scorer.rendering(prediction, turntable()).colour
+                save_artefacts(folder, seen, rendering.colour, scorer.truth, prediction, mesh, turn)
         if empty:
             nothing = "no Gaussians" if isinstance(prediction, Gaussians) else "nothing in any test view"
             return scorer.nothing | costs | {"status": "empty", "reason": self._reason(nothing, scorer)}

@@ -4,8 +4,9 @@ In: a params file (the project's `params.yaml` or a preset). Out: `Params`, read
 key or a value of the wrong type is an error that names the key, the file and the nearest valid key; nothing has a default,
 so a params file says everything that shapes a result, but for the named choices of the model: the first value of each is the
 model of this project, and only a departure from it is written down (an ablation names one, `model/released.py` sets all that
-the public code makes). Trade: pydantic's strict mode (1 is no float for it, so `_Number`
-admits integers where a real number is meant). Verified by parsing every preset and by planting each kind of mistake.
+the public code makes); likewise the variety of procedural objects, which starts from none. Trade: pydantic's strict mode (1 is
+no float for it, so `_Number` admits integers where a real number is meant). Verified by parsing every preset and by planting
+each kind of mistake.
 """
 
 from __future__ import annotations
@@ -32,6 +33,15 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+class Variety(Section):
+    """What procedural objects have beyond solids united and carved: shares, none unless a preset asks for it."""
+
+    vessels: Share = 0.0  # of the objects: bowls, cups, baskets, boxes without lids, bottles
+    profiles: Share = 0.0  # of the solids: bevelled, turned or tapered
+    lettering: Share = 0.0  # of the textures: with lines of text and bars on panels of several sizes
+    lights: Share = 0.0  # of the objects: under a light of their own, half of them with highlights
+
+
 class Procedural(Section):
     """Procedural objects: how many of each split, and how they are drawn."""
 
@@ -42,6 +52,7 @@ class Procedural(Section):
     supersampling: Count  # rays a pixel along each side
     workers: Count
     seed: int
+    variety: Variety = Variety()
 
 
 class Meshes(Section):
@@ -205,7 +216,7 @@ class Sweep(Section):
     lpips: Literal["auto", "required"]
     mesh: Mesh
     full_geometry: bool  # also at 100,000 points and on the visible surface
-    artefacts: int  # objects whose PLY, GLB and pictures are kept
+    artefacts: int  # objects, the first of the split, whose pictures, film, PLY and GLB are kept
     seed: int
 
 

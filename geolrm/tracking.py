@@ -1,14 +1,14 @@
 """MLflow as a view on the files that runs write.
 
-In: a results folder of one preset (`proposal/`, `reconstruction/` with `steps.jsonl`, `checkpoint.json`, `pictures/`;
-`sweep/<name>/` with `rows.jsonl`, `artefacts/`). Out: an MLflow store with one run per training stage, and one experiment per
-protocol (its smaller sizes under a preset apart) with a parent run per method and sweep and a child run per view count.
-Convention: the step of a sweep's metric is the number of input views, so that the dashboard draws every metric against it;
-under `by milliseconds/` and `by MiB/` the step is the mean latency and peak memory instead. Files are the truth: a run
-carries the hash of what it shows, `rebuild` keeps the runs whose hash still holds, replaces the others and never touches runs
-that it did not make; a server that is down loses nothing. Trade: a method whose rows changed is replaced as a whole, parent
-and children. Verified by rebuilding twice, by changing one row, by a server that goes away, and by reading metric histories
-and artifacts back.
+In: a results folder of one preset (`proposal/`, `reconstruction/` with `steps.jsonl`, `system.jsonl`, `checkpoint.json`,
+`pictures/`; `sweep/<name>/` with `rows.jsonl`, `system/`, `artefacts/`). Out: an MLflow store with one run per training
+stage, and one experiment per protocol (its smaller sizes under a preset apart) with a parent run per method and sweep and a
+child run per view count. Convention: the step of a sweep's metric is the number of input views, so that the dashboard draws
+every metric against it; under `by milliseconds/` and `by MiB/` the step is the mean latency and peak memory instead, under
+`system/` the number of the sample. Files are the truth: a run carries the hash of what it shows, `rebuild` keeps the runs whose
+hash still holds, replaces the others and never touches runs that it did not make; a server that is down loses nothing.
+Trade: a method whose rows changed is replaced as a whole, parent and children. Verified by rebuilding twice, by changing one
+row, by a server that goes away, and by reading metric histories and artifacts back.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from geolrm.failures import BadInput
 from geolrm.files import sha256_of
+from geolrm.monitor import FILE as SYSTEM
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,9 +53,10 @@ REBUILD = "python -m pipelines.report --tracking-uri {uri}"
 NOTE = (
     "Rebuilt from result files by `python -m pipelines.report`; do not edit runs here. In a sweep there is one run per method "
     "with a child per view count, and a metric's step is the number of input views; of a metric under 'by milliseconds' and "
-    "'by MiB' it is the mean latency and peak memory."
+    "'by MiB' it is the mean latency and peak memory. Metrics under 'system' say how busy the machine was, by time."
 )
 NO_CURVE = ("objects", "gaussians")
+SAMPLES = 500  # of how busy the machine was, shown of one run; more are thinned out
 _BATCH = 1000  # metrics that MLflow takes in one call; 100 for parameters and tags
 
 
@@ -110,6 +112,7 @@ class PlannedRun:
         files: (file, folder among the run's artifacts).
         images: (key, step, pictures glued side by side).
         rows: the table of objects.
+        system: how busy the machine was, sample by sample, at the `time` of each.
         ended: time of the files, seconds since the epoch; no part of the content.
     """
 
@@ -121,6 +124,7 @@ class PlannedRun:
     files: tuple[tuple[Path, str], ...] = ()
     images: tuple[tuple[str, int, tuple[Path, ...]], ...] = ()
     rows: tuple[Record, ...] = ()
+    system: tuple[Record, ...] = ()
     children: tuple[PlannedRun, ...] = ()
 
     def content(self) -> str:
@@ -128,7 +132,7 @@ class PlannedRun:
         files = [(sha256_of(file), file.name, folder) for file, folder in self.files]
         images = [(key, step, [sha256_of(file) for file in strip]) for key, step, strip in self.images]
         children = [child.content() for child in self.children]
-        parts = (self.name, self.tags, self.params, self.metrics, files, images, self.rows, children)
+        parts = (self.name, self.tags, self.params, self.metrics, files, images, self.rows, self.system, children)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -159,7 +163,14 @@ def plan_training(folder: Path, preset: str) -> PlannedRun:
         params={name: str(value) for name, value in flatten(config).items()},
         metrics=tuple(metrics),
         images=tuple(("pictures", int(picture.stem.removeprefix("step-")), (picture,)) for picture in pictures),
+        system=_samples(folder / SYSTEM),
     )
+
+
+def _samples(file: Path) -> tuple[Record, ...]:
+    """What `geolrm.monitor` wrote, thinned to some `SAMPLES` lines; none where there is no file."""
+    found = read_records(file) if file.exists() else []
+    return tuple(found[:: max(1, -(-len(found) // SAMPLES))])
 
 
 def _tags(record: Record) -> dict[str, str]:
@@ -233,6 +244,7 @@ def _plan_method(folder: Path, preset: str, rows: list[Record], ended: float) ->
         metrics=tuple(metrics),
         images=tuple(images),
         rows=tuple(rows),
+        system=_samples(folder / "system" / f"{method}.jsonl"),
         children=tuple(children),
     )
 
@@ -442,6 +454,9 @@ def _write(client: MlflowClient, experiment: str, run: PlannedRun, content: str,
     for batch in _batches([Param(name, value[:6000]) for name, value in run.params.items()], 100):
         client.log_batch(run_id, params=batch)
     metrics = [Metric(name, value, ended - int(before * 1000), step) for name, value, step, before in run.metrics]
+    for step, sample in enumerate(run.system):
+        stamp = int(sample["time"] * 1000)
+        metrics += [Metric(f"system/{name}", x, stamp, step) for name, x in sample.items() if name != "time"]
     for batch in _batches(metrics, _BATCH):
         client.log_batch(run_id, metrics=batch)
     for file, folder in run.files:

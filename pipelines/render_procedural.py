@@ -69,6 +69,7 @@ def _sweep_stale(settings: Procedural, folder: Path, device: Device) -> None:
         "resolution": settings.resolution,
         "seed": settings.seed,
         "supersampling": settings.supersampling,
+        **settings.variety.model_dump(exclude_defaults=True),
     }
     text = json.dumps({"hash": hashlib.sha256(json.dumps(content).encode()).hexdigest(), **content}, indent=1) + "\n"
     current = manifest.exists() and manifest.read_text() == text
@@ -87,7 +88,7 @@ def _render_one(job: tuple[Procedural, str, Path, Device]) -> str:
     settings, key, path, device = job
     try:
         obj = procedural.procedural_object(
-            settings.seed, key, settings.resolution, settings.supersampling, torch.device(device)
+            settings.seed, key, settings.resolution, settings.supersampling, torch.device(device), settings.variety
         )
         object_tar.write_object_tar(path, obj)
     except BadInput as error:

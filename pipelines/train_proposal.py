@@ -14,8 +14,6 @@ import tyro
 
 from geolrm.config import load_params
 from geolrm.model.proposal import ProposalNetwork
-from geolrm.training.loop import train
-from geolrm.training.ranks import all_ranks
 from geolrm.training.stages import ProposalStage
 from pipelines.training_data import TrainingData, run
 
@@ -40,11 +38,7 @@ def main(
     data = TrainingData.of(settings, dataset, generate)
     torch.manual_seed(settings.proposal.optimisation.seed)
     network = ProposalNetwork(settings.proposal).to(data.device)
-    stage = ProposalStage(network, settings.proposal)
-    facts = data.facts(stage)
-    with all_ranks() as ranks:
-        folder = data.results / stage.name
-        train(stage, data.training, data.validation, folder, facts, ranks=ranks, workers=workers, minutes=minutes)
+    data.train(ProposalStage(network, settings.proposal), workers, minutes)
 
 
 if __name__ == "__main__":

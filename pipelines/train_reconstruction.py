@@ -16,8 +16,6 @@ from geolrm.config import load_params
 from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import ReconstructionNetwork
 from geolrm.training.checkpoint import load_model
-from geolrm.training.loop import train
-from geolrm.training.ranks import all_ranks
 from geolrm.training.stages import ReconstructionStage
 from pipelines.training_data import TrainingData, run
 
@@ -50,10 +48,7 @@ def main(
 
         perceptual = Lpips("vgg").to(data.device)
     stage = ReconstructionStage(network, settings.reconstruction, proposal.to(data.device), perceptual)
-    facts = data.facts(stage) | {"proposal_sha256": record["sha256"]}
-    with all_ranks() as ranks:
-        folder = data.results / stage.name
-        train(stage, data.training, data.validation, folder, facts, ranks=ranks, workers=workers, minutes=minutes)
+    data.train(stage, workers, minutes, proposal_sha256=record["sha256"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What both training stages read, and how a stage script ends.
+"""What both training stages read, how they train on it, and how a stage script ends.
 
 In: params and the name of a data set. Out: its training and validation splits, the folder of the results, the facts that
 identify a training.
@@ -20,8 +20,8 @@ from geolrm.data.procedural import VERSION
 from geolrm.data.procedural.source import GeneratedDataset
 from geolrm.failures import run_command
 from geolrm.files import sha256_of
-from geolrm.training.loop import AnySample, Stage, TrainingDiverged, WorkerLost
-from geolrm.training.ranks import own_device
+from geolrm.training.loop import AnySample, Stage, TrainingDiverged, WorkerLost, train
+from geolrm.training.ranks import all_ranks, own_device
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,15 @@ class TrainingData:
         identity = {"catalog_sha256": sha256_of(folder / "catalog.parquet")}
         return cls(ShardDataset(folder, "train"), stored, identity, results, device)
 
-    def facts(self, stage: Stage[Any]) -> dict[str, Any]:
-        """Parameters and data: what a resume state must share to be used."""
-        return {"params": stage.config.model_dump(mode="json"), **self.identity}
+    def facts(self, stage: Stage[Any], **more: Any) -> dict[str, Any]:
+        """Parameters, data and what else a resume state must share to be used."""
+        return {"params": stage.config.model_dump(mode="json"), **self.identity, **more}
+
+    def train(self, stage: Stage[Any], workers: int, minutes: float | None, **more: Any) -> None:
+        """Train a stage on these data, by all processes that share it, into its folder of the results; see `facts`."""
+        folder, facts = self.results / stage.name, self.facts(stage, **more)
+        with all_ranks() as ranks:
+            train(stage, self.training, self.validation, folder, facts, ranks=ranks, workers=workers, minutes=minutes)
 
 
 def run(main: Callable[[], None]) -> int:

@@ -21,7 +21,9 @@ PASS = {
         "deviations": ["image_size 48, not 512"],
     },
     **{"versions": {"torch": "0"}, "memory": "made-up convention"},
+    **{"dataset_hash": "d" * 64, "checkpoint_hash": "e" * 64},
 }
+START, EVERY = 1_700_000_000.0, 5.0  # seconds, of the samples of how busy the machine was
 FLOOR = {"fscore_0.2": 1.0, "fscore_0.1": 1.0, "fscore_0.05": 0.99}
 METHODS = {"geolrm": 18.0, "mean_colour": 15.0, "visual_hull": 16.0, "white": 6.0}
 VIEWS = (4, 8, 16, 21)
@@ -79,6 +81,7 @@ def write_results(results: Path) -> Path:
     write_stage(results / "reconstruction", 500)
     sweep = results / "sweep" / "procedural"
     write_lines(sweep / "rows.jsonl", sweep_rows())
+    write_lines(sweep / "system" / "geolrm.jsonl", samples(3))
     for method in ("geolrm", "visual_hull"):
         for key in OBJECTS[::2]:
             for views in VIEWS:
@@ -86,8 +89,14 @@ def write_results(results: Path) -> Path:
                 for i, name in enumerate(("input", "truth", "render", "error")):
                     picture(folder / f"{name}.png", shade=60 * i + views)
                 (folder / "gaussians.ply").write_bytes(b"ply\nmade up\n")
+                (folder / "turntable.webm").write_bytes(b"webm made up")
                 (folder / "mesh.glb").write_bytes(b"glTF made up")
     return results
+
+
+def samples(count: int) -> list[dict]:
+    """How busy a machine was: each sample by one percent busier."""
+    return [{"time": START + EVERY * i, "cpu_utilization_percentage": 50.0 + i} for i in range(count)]
 
 
 def write_stage(folder: Path, steps: int) -> None:
@@ -100,6 +109,7 @@ def write_stage(folder: Path, steps: int) -> None:
         if step % 30 == 0:
             records.append({"step": step, "validation/loss": loss + 0.05, "validation/psnr": 14 + step / 100})
     write_lines(folder / "steps.jsonl", records)
+    write_lines(folder / "system.jsonl", samples(1200))
     config = {"optimisation": {"steps": steps, "learning_rate": 1e-3}, "max_anchors": 1024}
     record = {"stage": folder.name, "sha256": "a" * 64, "config": config, "steps": steps, "passport": PASS}
     (folder / "checkpoint.json").write_text(json.dumps(record))

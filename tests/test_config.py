@@ -45,7 +45,7 @@ def changed(**changes: object) -> dict:
         ({"sweep__seed": None}, ["missing key 'sweep.seed'"]),
         ({"sweep__objects": "three"}, ["sweep.objects", "'three'"]),
         ({"sweep__objects": 0}, ["sweep.objects"]),
-        ({"reconstruction__optimisation__max_inputs": 11}, ["reconstruction.optimisation", "max_inputs"]),
+        ({"reconstruction__optimisation__max_inputs": 12}, ["reconstruction.optimisation", "max_inputs"]),
         ({"proposal__voxel_resolution": 30}, ["proposal", "multiple"]),
         ({"shard__voxel_resolution": 64}, ["shard.voxel_resolution 64", "must be equal"]),
         ({"proposal__transformer__heads": 5}, ["multiple of 6"]),

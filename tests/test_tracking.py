@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from synthetic_results import METHODS, OBJECTS, VIEWS, row, sweep_rows, write_lines, write_results
+from synthetic_results import EVERY, METHODS, OBJECTS, START, VIEWS, row, sweep_rows, write_lines, write_results
 
 from geolrm.failures import BadInput
 from geolrm.tracking import mean_metrics, plan, read_records, rebuild
@@ -74,6 +74,8 @@ def test_a_run_is_found_by_commit_machine_data_set_and_checkpoint(store):
     assert found("tags.dataset = 'procedural' and tags.method = 'white' and tags.views = '4'") == {
         "white on procedural, 4 views"
     }
+    assert found(f"tags.dataset_hash = '{'d' * 64}'") == found(f"tags.checkpoint_hash = '{'e' * 64}'") == every
+    assert found(f"tags.checkpoint_hash = '{'f' * 64}'") == found("tags.commit = 'none'") == set()
     training = client.get_experiment_by_name("smoke/training").experiment_id
     (run, _) = client.search_runs([training], f"tags.checkpoint_hash = '{'a' * 64}'")
     assert run.data.tags["machine"] == "cpu, made-up processor"
@@ -148,13 +150,28 @@ def test_splats_meshes_pictures_and_tables_are_artifacts(store):
     child = found["geolrm on procedural, 8 views"].info.run_id
     assert {a.path for a in client.list_artifacts(child)} >= {"objects.json", OBJECTS[0]}
     files = {a.path.removeprefix(OBJECTS[0] + "/") for a in client.list_artifacts(child, OBJECTS[0])}
-    assert files == {"input.png", "truth.png", "render.png", "error.png", "gaussians.ply", "mesh.glb"}
+    assert files == {
+        *("input.png", "truth.png", "render.png", "error.png", "turntable.webm", "gaussians.ply", "mesh.glb")
+    }
     strips = [
         a.path
         for a in client.list_artifacts(found["geolrm on procedural"].info.run_id, "images")
         if a.path.endswith(".png")
     ]
     assert len(strips) == 2 * len(VIEWS)  # two objects with pictures
+
+
+def test_how_busy_the_machine_was_is_a_system_metric_of_methods_and_trainings_at_its_own_time(store):
+    _, _, client = store
+    name = "system/cpu_utilization_percentage"  # what MLflow itself calls it, so that its own tab shows it
+    sweep, training = runs(client, EXPERIMENT), runs(client, "smoke/training")
+    history = client.get_metric_history(sweep["geolrm on procedural"].info.run_id, name)
+    assert [(p.step, p.value, p.timestamp) for p in history] == [
+        (i, 50.0 + i, 1000 * (START + EVERY * i)) for i in range(3)
+    ]
+    assert name not in sweep["white on procedural"].data.metrics  # it has no such file
+    thinned = client.get_metric_history(training["smoke proposal"].info.run_id, name)
+    assert [p.value for p in thinned] == [50.0 + i for i in range(0, 1200, 3)]  # of 1,200 samples at most 500
 
 
 def test_the_table_of_objects_opens_as_mlflows_own(store, monkeypatch):

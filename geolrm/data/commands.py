@@ -185,8 +185,9 @@ class Gobjaverse(Options):
 class Omniobject3d(Options):
     """OmniObject3D from a local copy (its hosting wants an account; without --source this says how to get one).
 
-    Raw scans are checked where they lie (then: python -m pipelines.render_meshes --layout raw_scans); native renders become
-    datasets/omniobject3d_native/PRESET/objects/OBJECT.tar. Categories are the archives' names.
+    Raw scans are checked where they lie (then: python -m pipelines.render_meshes --layout raw_scans), and their names written
+    down, once, where all are there; native renders become datasets/omniobject3d_native/PRESET/objects/OBJECT.tar. Categories
+    are the archives' names.
     """
 
     source: Path | None = None
@@ -213,7 +214,7 @@ class Omniobject3d(Options):
         }
         if not found:
             raise BadInput("category_unknown", "--only", f"no archive of {self.only} in {self.source}")
-        status = 0
+        status, census = 0, omniobject3d.Census()
         for kind in omniobject3d.KINDS:
             paths = [path for path in found if found[path] == kind][: self.limit]
             if not paths:
@@ -225,12 +226,14 @@ class Omniobject3d(Options):
                     folder = ledger.path.parent / "objects"
                     tasks = [omniobject3d.renders_task(path, folder, ledger, self.verify) for path in paths]
                 else:
-                    tasks = [omniobject3d.scans_task(path) for path in paths]
+                    tasks = [omniobject3d.scans_task(path, census) for path in paths]
 
                 def cost(paths: list[Path] = paths, ledger: Ledger = ledger, share: float = float(native)) -> Estimate:
                     return _local_cost(paths, 0, ledger, share)
 
                 status |= _go(self, client, tasks, ledger, {}, {"source": str(self.source)}, cost)
+                if not native and not self.dry_run:
+                    print(census.freeze(home / "names.txt"))
         return status
 
 

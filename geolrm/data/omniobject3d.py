@@ -19,7 +19,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,13 +53,14 @@ from geolrm.data.object_tar import (
 )
 from geolrm.data.reprojection import reprojection_error
 from geolrm.failures import BadInput
-from geolrm.files import sha256_of
+from geolrm.files import sha256_of, write_whole
 from geolrm.views import Views
 
 Kind = Literal["raw_scans", "blender_renders"]
 KINDS: tuple[Kind, ...] = ("raw_scans", "blender_renders")
 DATASET, NATIVE_DATASET = "omniobject3d", "omniobject3d_native"
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
+WHOLE = 5800  # scans; some 5,900 are published, so fewer are a part
 FAR = 1e4  # Blender writes 1e10 where it sees nothing
 DEPTH_CHANNELS = ("V", "Z", "Y", "R")  # one channel under any of Blender's names; of R, G, B, which hold the same, R
 TOLERANCE = 0.5 / 128  # half a voxel at the paper's grid
@@ -114,16 +115,43 @@ def files_of(path: Path) -> Files:
 # --- raw scans ---
 
 
-def scans_task(path: Path) -> Task:
+@dataclass
+class Census:
+    """What was found in all categories: the `names` of sound scans, and how many `failed`."""
+
+    names: set[str] = field(default_factory=set)
+    failed: int = 0
+
+    def freeze(self, file: Path) -> str:
+        """Write the names to `file`, one a line, if all of OmniObject3D was found and none were written before.
+
+        Returns what to tell: the benchmark's list is drawn from these names, and the first whole ones stay.
+        """
+        found = sorted(self.names)
+        if file.is_file():
+            there = set(file.read_text().split())
+            more, fewer = len(self.names - there), len(there - self.names)
+            return f"{file} stays as it was first found: {more} scans here are not in it, {fewer} of its names not here"
+        if self.failed or len(found) < WHOLE:
+            why = f"{len(found)} sound scans, {self.failed} failures, of some 5,900"
+            return f"{file} is not written from a part of the data set: {why}"
+        write_whole(file, "".join(f"{name}\n" for name in found))
+        return f"{len(found)} names in {file}, sha256 {sha256_of(file)}, now and for ever: commit it"
+
+
+def scans_task(path: Path, census: Census | None = None) -> Task:
     """Check a category's scans where they lie: every mesh with its texture unpacks, or is named as failed."""
+    census = census or Census()
 
     def do(progress: Progress) -> Iterator[Outcome]:
         sound = 0
         for item in read_source(path, "raw_scans"):
             if isinstance(item, Bundle):
                 sound += 1
+                census.names.add(item.key)
                 yield Kept(item.source_id)
             else:
+                census.failed += 1
                 yield Failed(item.source_id, item.error)
         size, digest = _size_and_hash(path)
         progress(size)

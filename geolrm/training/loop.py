@@ -1,12 +1,13 @@
 """The training loop that both stages share.
 
 In: a stage (what to draw, what to minimise, how to judge), a shard data set, `Optimisation` from params. Out: in the stage's
-folder `steps.jsonl` (one line a step, one line a validation, the first of the untrained network), `pictures/`, a resume state
-every `checkpoint_every` steps and at the end `checkpoint.safetensors` + `.json`. Convention: everything random is a pure
-function of (seed, step) or (seed, epoch, key), so that a run stopped anywhere and started again takes the same next steps,
-bit for bit on a CPU; several ranks share each batch, and the first alone judges and writes. Trade: the lines after the newest
-resume state are taken back and their steps repeated. Verified by bit-equal continuation, by killing the process, one of its
-ranks or a data worker, by a planted NaN, and by the curve of two ranks against that of one.
+folder `steps.jsonl` (one line a step, one line a validation, the first of the untrained network), `system.jsonl` (how busy
+the machine is), `pictures/`, a resume state every `checkpoint_every` steps and at the end `checkpoint.safetensors` + `.json`.
+Convention: everything random is a pure function of (seed, step) or (seed, epoch, key), so that a run stopped anywhere and
+started again takes the same next steps, bit for bit on a CPU; several ranks share each batch, and the first alone judges and
+writes. Trade: the lines after the newest resume state are taken back and their steps repeated. Verified by bit-equal
+continuation, by killing the process, one of its ranks or a data worker, by a planted NaN, and by the curve of two ranks against
+that of one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -33,6 +35,7 @@ from geolrm.data.loader import Sample, ShardDataset, batches
 from geolrm.data.procedural.source import GeneratedDataset, GeneratedSample
 from geolrm.failures import BadInput
 from geolrm.files import write_whole
+from geolrm.monitor import FILE, watched
 from geolrm.passport import passport
 from geolrm.training.checkpoint import (
     discard_resume_states,
@@ -186,9 +189,11 @@ def _kept_lines(path: Path, first_step: int) -> str:
     return "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= first_step)
 
 
+@contextmanager
 def _loader(
     stage: Stage[Any], dataset: ShardDataset | GeneratedDataset, first_step: int, workers: int
-) -> Iterator[list[Any]]:
+) -> Iterator[Iterator[list[Any]]]:
+    """The batches of the steps from `first_step` on."""
     o, ranks = stage.optimisation, stage.ranks
     size = o.batch * o.accumulate // ranks.count
     indices = islice(
@@ -197,15 +202,33 @@ def _loader(
     loaded = DataLoader(
         _Loaded(dataset, stage), batch_sampler=list(indices), num_workers=workers, collate_fn=list, pin_memory=False
     )
-    return _traced(stage, iter(loaded)) if isinstance(dataset, GeneratedDataset) else iter(loaded)
+    if isinstance(dataset, GeneratedDataset):
+        with ThreadPoolExecutor(1, "tracing") as pool:
+            yield one_ahead(_traced(stage, iter(loaded), dataset.device), pool)
+    else:
+        yield iter(loaded)
 
 
-def _traced(stage: Stage[Any], loaded: Iterator[list[Any]]) -> Iterator[list[Any]]:
-    """Items drawn from the scenes that workers made, by this process, which holds the device; done when it yields them."""
+def _traced(stage: Stage[Any], loaded: Iterator[list[Any]], device: torch.device) -> Iterator[list[Any]]:
+    """Items drawn from the scenes that workers made, by this process, which holds the device; done when it yields them.
+
+    On a GPU they are traced on a stream of their own, beside the training step. Their memory, which belongs to that stream,
+    is free again when the step lets go of them: after its numbers were fetched, which waits for all that reads them.
+    """
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     for scenes in loaded:
-        items = [stage.draw(sample, epoch) for sample, epoch in scenes]
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # or tracing would pass for training in the step's times
+        with torch.cuda.stream(stream):
+            items = [stage.draw(sample, epoch) for sample, epoch in scenes]
+        if stream is not None:
+            stream.synchronize()
+        yield items
+
+
+def one_ahead(batches: Iterator[list[Any]], pool: Executor) -> Iterator[list[Any]]:
+    """The same batches in the same order, each begun in the pool when the one before it is handed out."""
+    following = pool.submit(next, batches, None)
+    while (items := following.result()) is not None:
+        following = pool.submit(next, batches, None)
         yield items
 
 
@@ -348,11 +371,11 @@ def train(
         detail = f"ranks found states after the steps {sorted(found)}"
         raise BadInput("results_not_shared", folder, detail, "put results/ where the ranks of all machines see it")
     last = o.steps if stop_after is None else min(o.steps, stop_after)
-    data = _loader(stage, dataset, first, workers)
     losses = ranks.wrapped(_Losses(stage))
     stage.network.train()
     with (
         _worker_losses_told(stage, folder),
+        _loader(stage, dataset, first, workers) as data,
         _journal(stage, validation, folder, optimiser, facts, first) as journal,
     ):
         reached, late = first, False
@@ -405,7 +428,11 @@ def _journal(
             leftover.unlink()
     write_whole(steps_file, _kept_lines(steps_file, first))
     steps = stage.optimisation.steps
-    with steps_file.open("a") as log, tqdm(total=steps, initial=first, desc=stage.name, unit="step") as bar:
+    with (
+        watched(folder / FILE, fresh=first == 0),
+        steps_file.open("a") as log,
+        tqdm(total=steps, initial=first, desc=stage.name, unit="step") as bar,
+    ):
         journal = _Journal(stage, validation, folder, optimiser, facts, log, bar)
         if first == 0:  # where training starts from: the curve's first point is the untrained network
             journal.judge(0)

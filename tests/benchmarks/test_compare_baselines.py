@@ -56,6 +56,18 @@ def test_published_numbers_stand_in_columns_of_their_own_and_methods_without_row
     assert {cell for head, cell in shown["lgm"].items() if "published" not in head} == {"lgm", "not run", "–"}
     assert {shown["white"][head] for head in table.heads if "published" in head} == {"–"}
     assert sum(line[0] == "lgm" for line in every.lines) == len(published("lgm")) > 3
+    crm = next(line for line in every.lines if line[:2] == ("crm", "GeoLRM, GSO"))
+    assert crm[2:9] == ("22.78", "0.843", "0.190", "0.213", "0.831", "0.30", "5.93")  # with the paper's digits
+
+
+def test_words_stand_to_the_left_and_numbers_to_the_right(results):
+    *_, every = tables(summarise(results))
+    shown = every.text().splitlines()
+    first = next(i for i, line in enumerate(shown) if line.startswith("crm"))
+    differs = [line[-1] for line in every.lines]
+    starts = {line.index(text) for line, text in zip(shown[first:], differs, strict=True)}
+    assert len(starts) == 1
+    assert r"\begin{tabular}{llrrrrrrrl}" in every.latex()
 
 
 def test_the_files_hold_the_same_numbers_and_the_screen_has_the_tables(results, capsys):
@@ -70,7 +82,7 @@ def test_the_files_hold_the_same_numbers_and_the_screen_has_the_tables(results, 
         assert mean in files[name]
     assert re.search(rf"geolrm +3/3 +{mean} ±1.25", shown)
     assert "published: GeoLRM, GSO" in shown
-    assert "--methods crm gaussian_fitting instantmesh lgm nearest_view other_images refine" in shown
+    assert "--methods crm gaussian_fitting geolrm_released instantmesh lgm nearest_view other_images refine" in shown
     assert "procedural, 4 views, over all 3 objects" in files["report.html"]
 
 
@@ -85,6 +97,13 @@ def test_the_csv_has_every_mean_and_tells_measured_from_published(results):
     papers = [line for line in lines if line["source"] == "published: GeoLRM, GSO" and line["metric"] == "psnr"]
     assert {line["method"]: line["mean"] for line in papers}["lgm"] == "20.76"
     assert all(line["differs"] and not line["n"] for line in papers)
+    pairs = [line for line in lines if line["source"] == "difference: geolrm minus it"]
+    assert {line["method"] for line in pairs} == set(METHODS) - {"geolrm"}
+    (found,) = [line for line in pairs if {**line, **key, "method": "mean_colour"} == line]
+    assert (found["objects"], found["n"]) == ("paired", "3")
+    assert [float(found[name]) for name in ("mean", "low", "high")] == pytest.approx(
+        [3.0] * 3
+    )  # the same for each object
 
 
 def test_every_line_of_the_latex_has_as_many_cells_and_no_bare_special_character(results):

@@ -1,5 +1,6 @@
 """The protocol: its lists are what its rule draws, its page says what the code does, and its version 1 stays as it is."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from geolrm.cameras import orbit
 from geolrm.config import load_params
 from geolrm.data.rig import render_rig, view_roles
 from geolrm.failures import BadInput
+from geolrm.files import sha256_of
 from geolrm.metrics import image
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +59,28 @@ def test_a_list_is_frozen_once_it_is_drawn(tmp_path):
     assert first.read_text() == drawn
     assert splits.split_list("toys", "toys-100", tmp_path) == drawn.split()
     assert splits.split_list("toys", "test", tmp_path) is None
+
+
+def test_the_list_is_drawn_when_it_is_first_asked_for_and_one_that_was_changed_is_refused(tmp_path):
+    folder = tmp_path / "toys"
+    folder.mkdir()
+    assert splits.split_list("toys", "toys-100", tmp_path) is None  # no names yet
+    (folder / "names.txt").write_text("".join(f"toy_{i:03d}\n" for i in range(250)))
+    listed = splits.split_list("toys", "toys-100", tmp_path)
+    record = json.loads((folder / "toys-100.json").read_text())
+    assert record["sha256"] == sha256_of(folder / "toys-100.txt") == splits.list_hash(listed)
+    assert (record["names"], record["names_sha256"]) == (250, sha256_of(folder / "names.txt"))
+    (folder / "names.txt").write_text("".join(f"toy_{i:03d}\n" for i in range(260)))
+    assert splits.split_list("toys", "toys-100", tmp_path) == listed  # frozen
+    (folder / "toys-100.txt").write_text("".join(f"{name}\n" for name in reversed(listed)))
+    with pytest.raises(BadInput, match="split_changed"):
+        splits.split_list("toys", "toys-100", tmp_path)
+
+
+def test_the_page_names_the_eight_objects_that_are_kept():
+    named = splits.split_list("gso", "gso-100")[: load_params(ROOT / "presets" / "paper.yaml").sweep.artefacts]
+    assert len(named) == 8
+    assert ", ".join(f"`{name}`" for name in named) in " ".join(protocol.PAGE.read_text().split())
 
 
 @pytest.mark.parametrize("names", ["", "a\nb\na\n"])

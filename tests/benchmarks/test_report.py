@@ -13,8 +13,10 @@ from benchmarks.report import (
     PAPER_SWEEP,
     Page,
     add_headline,
+    add_paper,
     add_passport,
     add_sweep,
+    add_training,
     build,
     dataset_stats,
     ranked_objects,
@@ -299,3 +301,162 @@ def test_a_sweep_of_two_commits_is_marked_mixed_and_one_of_two_data_sets_has_a_h
 
 def test_tables_sort_by_the_value_and_not_by_how_it_is_shown(page):
     assert re.search(r'<td class="[^"]*" data-v="18.0">18.00 <small>', without_plotly(page))
+
+
+def valued(method, metric, *values, views=4):
+    """A row an object, of these values."""
+    return [row(method, key, views) | {metric: value} for key, value in zip(OBJECTS, values, strict=True)]
+
+
+def test_means_and_differences_are_of_objects_a_failed_one_among_them(tmp_path):
+    """The bounds follow from the binomial law (test_bootstrap.py): one object of three differs by 3."""
+    made = valued("geolrm", "psnr_foreground", 10.0, 10.0, 13.0) + valued("visual_hull", "psnr_foreground", 12, 12, 12)
+    made[0] |= {"status": "failed", "reason": "made up"}
+    means, differences, *_ = tables(sections(tmp_path, made))
+    ours, hull = (line["Foreground PSNR (dB)"] for line in means)
+    assert ours == ("", "11.00 <small>[10.00, 13.00]</small>")
+    assert hull == ("best", "12.00 <small>[12.00, 12.00]</small>")
+    assert differences[0]["4 views (dB)"] == ("bad", "-1.00 <small>[-2.00, +1.00]</small>")
+
+
+def test_costs_are_shown_in_seconds_and_mebibytes_and_the_cheapest_is_the_best(tmp_path):
+    made = valued("geolrm", "latency_s", 0.2, 0.4, 0.9) + valued("visual_hull", "latency_s", 0.1, 0.1, 0.1)
+    for r in made:
+        r["peak_memory_bytes"] = 3 * 2**20 if r["method"] == "geolrm" else 5 * 2**20
+    ours, hull = tables(sections(tmp_path, made))[0]
+    assert (ours["Latency (s)"][1].split()[0], hull["Latency (s)"][1].split()[0]) == ("0.500", "0.100")
+    assert (ours["Latency (s)"][0], hull["Latency (s)"][0]) == ("", "best")
+    assert (ours["Peak memory (MiB)"], hull["Peak memory (MiB)"]) == (
+        ("best", "3 <small>[3, 3]</small>"),
+        ("", "5 <small>[5, 5]</small>"),
+    )
+
+
+def test_view_counts_stand_in_the_order_of_numbers(tmp_path):
+    means, differences, *_ = tables(sections(tmp_path, sweep_rows()[::-1]))
+    assert [line["views"][1] for line in means if line["method"][1] == "geolrm"] == ["4", "8", "16", "21"]
+    assert list(differences[0]) == ["against", "4 views (dB)", "8 views (dB)", "16 views (dB)", "21 views (dB)"]
+
+
+def test_what_one_method_has_no_value_of_is_a_dash_that_sorts_as_nothing(tmp_path):
+    made = [
+        row("geolrm", OBJECTS[0], 4) | {"lpips_alex": 0.25},
+        row("geolrm", OBJECTS[0], 8),
+        row("white", OBJECTS[0], 4),
+    ]
+    text = sections(tmp_path, made)
+    at_4, at_8, white = tables(text)[0]
+    assert at_4["LPIPS AlexNet"] == ("", "0.250")
+    assert at_8["LPIPS AlexNet"] == white["LPIPS AlexNet"] == ("", '<span class="quiet">–</span>')
+    (difference,) = tables(text)[1]
+    assert (difference["4 views (dB)"][1], difference["8 views (dB)"][1]) == ("+12.00", "–")
+    objects = next(t for t in tables(text) if "object" in t[0])
+    assert [line["LPIPS AlexNet"][1] for line in objects] == ["0.250", "–", "–"]
+    assert 'data-v="">–' in text
+    assert 'data-v="">' in text.partition("Every object")[2]
+
+
+def test_the_table_of_objects_says_what_its_row_says(page):
+    first = next(t for t in tables(without_plotly(page)) if "object" in t[0])[0]
+    shown = {head: text for head, (_, text) in first.items()}
+    assert (shown["object"], shown["method"], shown["views"]) == (OBJECTS[0], "geolrm", "4")
+    assert (shown["Foreground PSNR (dB)"], shown["SSIM"], shown["Chamfer, sum"]) == ("16.75", "0.820", "0.250")
+    assert (shown["Latency (s)"], shown["Peak memory (MiB)"]) == ("0.180", "340")
+
+
+def test_the_rows_are_counted_by_how_they_ended(page):
+    assert "<b>Rows</b>: 36 ok, 12 empty.</p>" in without_plotly(page)
+
+
+def test_stages_are_means_over_objects_at_the_number_of_views_that_is_compared(tmp_path):
+    made = [row("geolrm", key, views) for views in (4, 8) for key in OBJECTS] + [row("white", OBJECTS[0], 8)]
+    for r, seconds in zip(made, (9.0, 9.0, 9.0, 0.1, 0.1, 0.4), strict=False):
+        r["stages"] = {"proposal": seconds}
+    text = sections(tmp_path, made)
+    assert "Seconds by stage, 8 views" in text
+    ours, white = next(t for t in tables(text) if "proposal" in t[0])
+    assert (ours["proposal"][1], white["proposal"][1]) == ("0.200", "–")
+
+
+def test_each_row_of_pictures_names_its_view_count_and_its_own_value(page):
+    text = without_plotly(page)
+    best, worst = text.index(f"Best: {OBJECTS[2]}"), text.index(f"Worst: {OBJECTS[0]}")
+    shown = [re.findall(r"<td>(\d+) views<br>([\d.]+) dB</td>", part) for part in (text[best:worst], text[worst:])]
+    assert shown[0] == [("4", "19.25"), ("8", "20.75"), ("16", "22.25"), ("21", "22.84")]
+    assert shown[1] == [("4", "16.75"), ("8", "18.25"), ("16", "19.75"), ("21", "20.34")]
+
+
+def test_the_first_and_the_last_tenth_of_a_training_are_tenths(tmp_path):
+    results = write_results(tmp_path / "smoke")
+    validated = {0: 8.0, 10: 4.0, 11: 100.0, 50: 100.0, 89: 100.0, 90: 1.0, 100: 2.0}
+    steps = [
+        {"step": step, "loss": 1.0, "step_s": 0.5, "data_wait_s": 0.1, "memory_bytes": step * 2**20}
+        for step in range(1, 101)
+    ]
+    validations = [{"step": step, "validation/loss": loss} for step, loss in validated.items()]
+    write_lines(results / "reconstruction" / "steps.jsonl", steps + validations)
+    page = Page()
+    add_training(page, results, summarise(results))
+    said = page.sections[0].partition("<h3>reconstruction</h3>")[2]
+    assert said.startswith(
+        "<p>100 steps in 50 s, 20.0% of it waiting for data, peak memory 100 MiB. "
+        "Validation loss 6 in the first tenth, 1.5 in the last (0.25 of it).</p>"
+    )
+
+
+def test_the_headline_says_what_was_swept_and_what_it_took(tmp_path):
+    took = {"stage_seconds": {"shard": 61.2, "sweep": 30.5}}
+    made = [
+        r | ({"status": "failed"} if r["object"] == OBJECTS[1] else {}) for r in sweep_rows()
+    ]  # all objects all the same
+    text = sections(tmp_path, made, lambda page, summary: add_headline(page, summary | took))
+    facts = dict(re.findall(r"<li><span>(.*?)</span><b>(.*?)</b></li>", text))
+    assert (facts["sweep"], facts["objects"], facts["views"]) == ("made", "3 (procedural)", "4, 8, 16, 21")
+    cards = re.findall(r'<div class="card"><small>(.*?)</small><b>(.*?)</b><small>(.*?)</small>', text)
+    assert cards[2:] == [
+        ("SSIM", "0.905 ", "at 21 views"),
+        ("Chamfer, sum", "0.068 ", "at 21 views"),  # 2 (0.5 / 21 + 0.01)
+        ("Latency", "0.520 s", "at 21 views"),
+    ]
+    assert "Stages: 92 s in all" in text
+    assert [(line["stage"][1], line["seconds"][1]) for line in tables(text)[0]] == [
+        ("shard", "61.2"),
+        ("sweep", "30.5"),
+    ]
+
+
+def test_the_papers_numbers_stand_under_their_heads():
+    page = Page()
+    add_paper(page)
+    lines = {tuple(text for _, text in [*line.values()][:2]): line for line in tables(page.sections[0])[0]}
+    for key, values in {
+        ("GeoLRM", "20"): ("25.13", "0.905", "1.84", "9.43"),
+        ("InstantMesh", "4"): ("22.87", "0.832", "0.68", "22.09"),
+    }.items():
+        heads = ("PSNR (dB)", "SSIM", "time (s)", "memory (GB)")
+        assert tuple(lines[key][head][1] for head in heads) == values
+    assert len(lines) == 10
+
+
+def test_a_difference_is_of_the_objects_of_one_data_set_and_view_count(tmp_path):
+    made = [row(method, key, views) for method in ("geolrm", "visual_hull") for key in OBJECTS for views in (4, 8)]
+    for r in made:
+        r["psnr_foreground"] = r["views"] * (2.0 if r["method"] == "geolrm" else 1.0)
+    (difference,) = tables(sections(tmp_path, made))[1]
+    assert difference["4 views (dB)"] == ("good", "+4.00 <small>[+4.00, +4.00]</small>")
+    assert difference["8 views (dB)"] == ("good", "+8.00 <small>[+8.00, +8.00]</small>")
+
+
+def test_drops_add_up_over_the_shards_of_a_split_and_over_no_other(tmp_path):
+    dropped = [
+        ("train", {"empty_object": 1}),
+        ("train", {"empty_object": 2, "tar_truncated": 1}),
+        ("val", {"empty_object": 4}),
+    ]
+    counts = dict.fromkeys(("objects_in", "objects_out", "bytes_in", "bytes_out"), 0)
+    for i, (split, drops) in enumerate(dropped):
+        file = tmp_path / "shards" / f"{split}-{i:06d}.stats.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(counts | {"split": split, "drops": drops, "seconds": {"total": 1.0}}))
+    found = {split: (stats["shards"], stats["drops"]) for split, stats in dataset_stats(tmp_path).items()}
+    assert found == {"train": (2, {"empty_object": 3, "tar_truncated": 1}), "val": (1, {"empty_object": 4})}

@@ -7,6 +7,7 @@ import json
 import pytest
 from synthetic_results import OBJECTS, VIEWS, row, sweep_rows
 
+from benchmarks.rows import GEOMETRY_METRICS, PICTURE_METRICS
 from benchmarks.summary import (
     MEANS,
     common_objects,
@@ -42,6 +43,22 @@ def test_an_object_is_common_unless_a_method_that_can_do_any_failed_on_it(rows):
     assert common_objects(rows) == {OBJECTS[0], OBJECTS[2]}  # white, empty throughout, takes nothing away
 
 
+def test_an_object_with_a_row_missing_is_no_common_one(rows):
+    left = [r for r in rows if (r["method"], r["object"], r["views"]) != ("visual_hull", OBJECTS[2], 16)]
+    assert common_objects(left) == {OBJECTS[0]}  # the second one failed
+    assert common_objects([r for r in rows if r["method"] == "white"]) == set(
+        OBJECTS
+    )  # nobody able, nothing taken away
+
+
+def test_a_method_that_cannot_take_some_view_count_or_was_only_timed_at_it_takes_no_object_away(rows):
+    for status in ("not_applicable", "cost_only"):
+        less = [r | ({"status": status} if r["method"] == "visual_hull" and r["views"] > 8 else {}) for r in rows]
+        assert common_objects(less) == {OBJECTS[0], OBJECTS[2]}  # the second one failed
+    some = [r | ({"status": "not_applicable"} if (r["object"], r["views"]) == (OBJECTS[0], 21) else {}) for r in rows]
+    assert common_objects(some) == {OBJECTS[2]}  # where it takes others, what it does not take is not common
+
+
 def test_a_failure_counts_and_what_was_not_applicable_or_installed_does_not():
     good = row("geolrm", OBJECTS[0], 4) | {"psnr": 20.0}
     found = means([good, failed(good, psnr=10.0), failed(good, "not_applicable"), failed(good, "not_installed")])
@@ -52,6 +69,29 @@ def test_a_mean_is_over_the_rows_that_have_the_metric():
     made = [row("geolrm", key, 4) | {"ssim": value} for key, value in zip(OBJECTS, (0.2, None, 0.6), strict=True)]
     assert means(made)["ssim"] == pytest.approx(0.4)
     assert means(made)["lpips_vgg"] is None
+
+
+def test_costs_alone_count_for_latency_and_memory_and_are_no_object():
+    good = row("geolrm", OBJECTS[0], 4) | {"psnr": 20.0, "latency_s": 0.2}
+    costs = row("geolrm", OBJECTS[1], 4) | dict.fromkeys((*PICTURE_METRICS, *GEOMETRY_METRICS))
+    found = means([good, costs | {"status": "cost_only", "reason": "untrained", "latency_s": 0.6}])
+    assert (found["objects"], found["ok"], found["psnr"], found["latency_s"]) == (1, 1, 20.0, pytest.approx(0.4))
+
+
+def test_an_interval_is_of_the_objects_that_a_mean_is_of_a_failure_among_them():
+    made = [row("geolrm", key, 4) | {"psnr": value} for key, value in zip(OBJECTS, (10.0, 10.0, 13.0), strict=True)]
+    found = means([failed(made[0]), *made[1:]])
+    assert (found["psnr"], found["intervals"]["psnr"]) == (11.0, [10.0, 13.0])  # test_bootstrap.py says why
+    assert "psnr" not in means(made[1:])["intervals"]  # two objects have none
+
+
+def test_objects_that_agree_leave_no_interval_whatever_other_view_counts_and_methods_say():
+    made = [r | {"psnr": r["views"] + len(r["method"])} for r in sweep_rows()]
+    for method, by_views in summarise(made)["all"].items():
+        assert list(by_views) == [str(views) for views in VIEWS]  # by number: 4 comes before 16
+        for views, found in by_views.items():
+            value = int(views) + len(method)
+            assert (found["objects"], found["psnr"], found["intervals"]["psnr"]) == (3, value, [value, value])
 
 
 def test_the_floor_is_a_mean_over_objects_however_many_rows_each_has():
@@ -106,3 +146,19 @@ def test_the_table_shows_each_value_under_its_name_memory_in_mib_and_half_the_in
     low, high = means(made)["intervals"]["psnr"]
     assert halves.split()[0] == f"±{(high - low) / 2:.2f}"
     assert halves.index(halves.split()[0]) + len(halves.split()[0]) == line.index("22.00") + len("22.00")
+
+
+def test_what_was_not_measured_is_a_dash_in_the_table_and_never_a_zero():
+    head, line = table([row("geolrm", OBJECTS[0], 4) | {"peak_memory_bytes": None}]).splitlines()
+    names, values = head.replace("psnr fg", "psnr_fg").replace("cd sum", "cd_sum").split(), line.split()
+    shown = dict(zip(names, values, strict=False))  # the kind of surface is of two words
+    assert (shown["lpips-v"], shown["lpips-a"], shown["MiB"]) == ("-", "-", "-")
+    assert (shown["psnr"], shown["seconds"]) == ("20.75", "0.180")
+
+
+def test_the_curve_is_in_the_order_of_the_views_and_in_the_units_of_the_rows(rows):
+    lines = [line for line in csv.DictReader(io.StringIO(curve_csv(rows))) if line["method"] == "geolrm"]
+    assert [line["views"] for line in lines] == ["4", "8", "16", "21"]
+    assert [float(line["latency_s"]) for line in lines] == pytest.approx([0.18, 0.26, 0.42, 0.52])
+    assert [(line["objects"], line["ok"]) for line in lines] == [("3", "3"), ("3", "2"), ("3", "3"), ("3", "3")]
+    assert [(line["psnr_low"] == "", line["lpips_vgg"]) for line in lines] == [(False, "")] * 4

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from benchmarks import sweep_views
-from benchmarks.artefacts import artefact_folder
+from benchmarks.artefacts import FRAMES, SECONDS, artefact_folder, turntable
 from benchmarks.methods import Method, NotApplicable, Reconstruction
 from benchmarks.published import UNTRAINED
 from benchmarks.rows import FIELDS, IDENTITY, PASSPORT, append_row, check_row, key_of, read_rows
@@ -34,6 +34,7 @@ from geolrm.metrics.geometry import missing_surface
 from geolrm.metrics.image import PSNR_MAX
 from geolrm.metrics.perceptual import COMMAND, FILES, PerceptualMetrics, load_perceptual
 from geolrm.rendering import Rendering
+from geolrm.tracking import read_records
 from geolrm.views import Views
 
 ROOT = Path(__file__).parents[2]
@@ -629,20 +630,64 @@ def test_an_object_without_true_surface_has_pictures_and_a_reason(run):
     assert "no true surface" in row["reason"]
 
 
-def test_named_objects_leave_pictures_a_splat_and_a_mesh(run, tmp_path):
+def film(path: Path) -> np.ndarray:
+    """(N, H, W, 3) the frames of a film in 8 bits, by the colours that it says it has."""
+    import av
+
+    with av.open(str(path)) as opened:
+        stream = opened.streams.video[0]
+        assert stream.codec_context.name == "vp9"
+        assert float(opened.duration / av.time_base) == pytest.approx(SECONDS)
+        frames = [f.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray() for f in opened.decode(stream)]
+    return np.stack(frames)
+
+
+def test_named_objects_leave_pictures_a_film_a_splat_and_a_mesh(run, tmp_path):
     data = Balls(BallSample("test-0"), BallSample("test-1"))
     run({"truth": ball_gaussians, "white": nothing}, data, objects=2, artefacts=1)
     folder = tmp_path / "sweep" / "artefacts"
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     pictures = ("input.png", "truth.png", "render.png", "error.png", "gaussians.ply")
     expected = {f"{method}/test-0/4/{name}" for method in ("truth", "white") for name in pictures}
-    assert files == expected | {"truth/test-0/4/mesh.glb"}
+    assert files == expected | {"truth/test-0/4/mesh.glb", "truth/test-0/4/turntable.webm"}  # no film of nothing
     assert Image.open(folder / "truth/test-0/4/render.png").size == (4 * SIZE, 4 * SIZE)  # 16 test views
     assert Image.open(folder / "truth/test-0/4/input.png").size == (2 * SIZE, 2 * SIZE)
     assert Image.open(folder / "white/test-0/4/render.png").getextrema() == ((255, 255),) * 3
     error, blank = (Image.open(folder / m / "test-0/4/error.png").convert("L") for m in ("truth", "white"))
     assert np.asarray(error).mean() < 0.2 * np.asarray(blank).mean()
     assert len(Gaussians.load_ply(folder / "truth/test-0/4/gaussians.ply")) == 20_000
+    shown, cameras = film(folder / "truth/test-0/4/turntable.webm"), turntable()
+    seen = ball_pictures("ball", cameras[::9], samples=2).composited()  # every quarter of a turn
+    expected = (seen * 255).movedim(1, -1).numpy()
+    errors = [[np.abs(frame - truth).mean() for frame in shown[::9].astype(float)] for truth in expected]
+    assert np.argmin(errors, axis=1).tolist() == [0, 1, 2, 3]  # the camera goes round, from azimuth 0 towards y
+    assert np.diagonal(errors).max() < 4
+    assert len(shown) == FRAMES == 36
+
+
+def test_a_row_whose_film_is_gone_is_made_again(run, tmp_path):
+    sweep = partial(run, {"truth": ball_gaussians, "white": nothing}, Balls(BallSample("test-0")), artefacts=1)
+    before = {row["method"]: row for row in sweep()}
+    folder = artefact_folder(tmp_path / "sweep", "truth", "test-0", 4)
+    (folder / "turntable.webm").unlink()
+    after = {row["method"]: row for row in sweep()}
+    assert (folder / "turntable.webm").exists()
+    assert after["truth"] != before["truth"]  # measured again
+    assert after["white"] == before["white"]
+
+
+def test_a_sweep_says_how_busy_the_machine_was_and_one_with_nothing_to_do_says_nothing(run, tmp_path):
+    file = tmp_path / "sweep" / "system" / "white.jsonl"
+    run({"white": nothing})
+    first = read_records(file)
+    assert len(first) >= 1  # at its end, however short it was
+    run({"white": nothing})
+    assert read_records(file) == first
+    run({"white": nothing}, views=(4, 8))  # goes on
+    assert read_records(file)[: len(first)] == first
+    assert len(read_records(file)) > len(first)
+    run({"white": nothing}, views=(4, 8), dataset_hash="e")  # all rows anew
+    assert first[0] not in read_records(file)
 
 
 def test_other_views_are_those_of_the_next_object(run, tmp_path):

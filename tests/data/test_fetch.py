@@ -23,6 +23,7 @@ from geolrm.data.cards import read_card, split_objects
 from geolrm.data.fetch import Estimate, Failed, Fetched, Ledger, Tally, readable, report
 from geolrm.data.gobjaverse import split_of
 from geolrm.data.object_tar import read_object_tar
+from geolrm.data.omniobject3d import Census, scans_task
 from geolrm.failures import BadInput
 from geolrm.files import DiskFull, sha256_of
 
@@ -523,6 +524,39 @@ def test_omniobject3d_scans_are_noted_and_renders_become_tars(omni):
     assert "1 fetched, 3 kept, 0 failed" in said  # an archive of three sound scans
     assert "0 fetched, 1 kept, 0 failed" in said  # the renders of one object
     assert (data / "omniobject3d_native" / "smoke" / "objects" / "ball_001.tar").stat().st_mtime_ns == before
+
+
+def test_omniobject3ds_names_are_written_once_and_only_from_the_whole_of_it(omni, monkeypatch):
+    run, copy, data = omni
+    names, archive = data / "omniobject3d" / "names.txt", copy / "raw_scans" / "ball.tar.gz"
+    monkeypatch.setattr("geolrm.data.omniobject3d.WHOLE", 3)
+
+    def told(*scans: str) -> str:
+        found = [omni_scan("ball", name) for name in scans]
+        archive.write_bytes(tar_of({name: data for scan in found for name, data in scan.items()}, "w:gz"))
+        return run("--source", copy, "--verify")[1]
+
+    assert "not written from a part of the data set: 2 sound scans" in told("ball_001", "ball_002")
+    assert not names.exists()
+    said = told("ball_003", "ball_001", "ball_002")
+    assert names.read_text() == "ball_001\nball_002\nball_003\n"
+    assert f"3 names in {names}, sha256 {sha256_of(names)}" in said
+    assert "1 scans here are not in it, 0 of its names not here" in told("ball_001", "ball_002", "ball_003", "ball_004")
+    assert names.read_text() == "ball_001\nball_002\nball_003\n"
+
+
+def test_omniobject3ds_names_are_not_written_where_a_scan_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr("geolrm.data.omniobject3d.WHOLE", 3)
+    assert "1 failures" in Census({"a", "b", "c"}, failed=1).freeze(tmp_path / "names.txt")
+    assert not (tmp_path / "names.txt").exists()
+    home = tmp_path / "raw_scans"
+    home.mkdir()
+    (home / "cup.tar.gz").write_bytes(tar_of(omni_scan("cup", "cup_001"), "w:gz")[:-60])
+    census = Census()
+    with pytest.raises(BadInput, match="source_missing"):
+        list(scans_task(home / "cup.tar.gz", census).do(lambda _: None))
+    assert census.names == set()
+    assert census.failed > 0
 
 
 def test_omniobject3d_takes_the_categories_asked_for_and_says_what_it_costs(omni):

@@ -19,8 +19,10 @@ from geolrm.cameras import Cameras
 from geolrm.config import Procedural
 from geolrm.data import object_tar
 from geolrm.data.procedural import TEST_SURFACE_POINTS, draw_object, primitives, procedural_object, render_scene
+from geolrm.data.procedural.drawing import draw_scene, fitted, scene_generator
 from geolrm.data.procedural.primitives import Kind
-from geolrm.data.procedural.scene import BALL_RADIUS, Scene, Solid, draw_scene, fitted, scene_generator
+from geolrm.data.procedural.scene import BALL_RADIUS, Scene, Solid
+from geolrm.data.procedural.spans import dot, normalised
 from geolrm.data.procedural.textures import Pattern, albedo, draw_texture
 from geolrm.data.rig import render_rig
 from geolrm.data.rig import test_rig as rig_of_tests
@@ -61,9 +63,9 @@ def rendered():
 @pytest.mark.parametrize("kind", KINDS)
 def test_intervals_are_where_points_of_the_ray_are_inside(kind):
     generator = torch.Generator().manual_seed(0)
-    direction = primitives.normalised(torch.randn(3, 20000, generator=generator))
+    direction = normalised(torch.randn(3, 20000, generator=generator))
     origin = torch.randn(3, 20000, generator=generator)
-    origin = origin - primitives.dot(origin, direction) * direction
+    origin = origin - dot(origin, direction) * direction
     spans = primitives.intervals(kind, TUBE, origin, direction)
     for t in torch.linspace(-1.6, 1.6, 41):
         inside = primitives.contains(kind, TUBE, origin + t * direction)
@@ -75,9 +77,9 @@ def test_intervals_are_where_points_of_the_ray_are_inside(kind):
 def test_interval_ends_lie_on_the_surface(kind):
     """At each end a small step along the ray changes sides."""
     generator = torch.Generator().manual_seed(1)
-    direction = primitives.normalised(torch.randn(3, 20000, generator=generator))
+    direction = normalised(torch.randn(3, 20000, generator=generator))
     origin = torch.randn(3, 20000, generator=generator) * 0.7
-    origin = origin - primitives.dot(origin, direction) * direction
+    origin = origin - dot(origin, direction) * direction
     for enter, leave in primitives.intervals(kind, TUBE, origin, direction):
         hit = torch.isfinite(enter) & (leave - enter > 1e-2)
         assert hit.sum() > 100
@@ -445,3 +447,12 @@ def test_two_workers_write_the_same_bytes_as_one(tmp_path):
 def test_orbit_neighbours_differ(rendered):
     for a, b in pairwise(range(0, 24, 6)):
         assert not torch.equal(rendered[0].views.depth[a], rendered[0].views.depth[b])
+
+
+def test_variety_renders_all_again_and_none_of_it_leaves_the_manifest_as_it_was(tmp_path):
+    render_objects(settings(train=1), tmp_path, 1)
+    plain = (tmp_path / MANIFEST).read_bytes()
+    assert b"vessels" not in plain
+    assert render_objects(settings(train=1, variety={"vessels": 0}), tmp_path, 1) == {"kept": 3, "rendered": 0}
+    assert render_objects(settings(train=1, variety={"vessels": 1}), tmp_path, 1) == {"kept": 0, "rendered": 3}
+    assert (tmp_path / MANIFEST).read_bytes() != plain

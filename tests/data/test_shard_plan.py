@@ -8,13 +8,10 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from spheres import sphere_object
 
 from geolrm.config import Shard
 from geolrm.data import shard_plan
-from geolrm.data.object_tar import write_object_tar
-from geolrm.data.shard_build import build_shard
-from geolrm.data.shard_plan import HashCache, ObjectTar, find_objects, holds, plan_shards, read_stats, split_of
+from geolrm.data.shard_plan import TEST_SURFACE_POINTS, HashCache, ObjectTar, find_objects, plan_shards, split_of
 
 SETTINGS = Shard(voxel_resolution=16, objects_per_shard=2, surface_points=100, workers=1, max_drop_rate=0.0)
 OBJECTS = [
@@ -123,57 +120,52 @@ def test_what_a_writer_has_not_finished_is_no_object(tmp_path: Path) -> None:
     assert (found.key, found.split, found.bytes) == ("a", "val", (tmp_path / "a.tar").stat().st_size)
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory):
-    """A shard of three objects: whole; known by its depth alone; under another name than its own."""
-    home = tmp_path_factory.mktemp("built")
-    (home / "shards").mkdir()
-    (home / "objects").mkdir()
-    write_object_tar(home / "objects" / "a.tar", sphere_object("a"))
-    write_object_tar(home / "objects" / "b.tar", sphere_object("b", samples=0))
-    write_object_tar(home / "objects" / "c.tar", sphere_object("d"))
-    settings = SETTINGS.model_copy(update={"objects_per_shard": 3})
-    objects = find_objects(home / "objects", HashCache(home / "hashes.json"), 1)
-    (job,) = plan_shards(objects, home / "shards", "made-up", settings)
-    return job, build_shard(job)
+def test_the_split_is_remembered_with_the_hash_and_read_again_with_a_changed_tar(tmp_path: Path, monkeypatch) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr(shard_plan, "split_of", lambda path: looked.append(path.name) or split_of(path))
+
+    def look() -> tuple[str, int]:
+        cache = HashCache(tmp_path / "hashes.json")
+        (found,) = find_objects(tmp_path, cache, 1)
+        cache.save()
+        return found.split, len(looked)
+
+    os.utime(tar(tmp_path / "a.tar", {"split": "val"}), ns=(0, 1000))
+    assert (look(), look()) == (("val", 1), ("val", 1))
+    os.utime(tar(tmp_path / "a.tar", {"split": "test"}), ns=(0, 2000))
+    assert (look(), look()) == (("test", 2), ("test", 2))
 
 
-def test_the_stats_add_up_what_went_in_and_what_came_out(built) -> None:
-    job, stats = built
-    assert (stats["objects_in"], stats["objects_out"], stats["drops"]) == (3, 2, {"key_mismatch": 1})
-    assert stats["bytes_in"] == sum(Path(item.path).stat().st_size for item in job.objects)
-    assert stats["bytes_out"] == job.tar.stat().st_size
-    with tarfile.open(job.tar) as shard:
-        members = {member.name.partition(".")[2]: member.size for member in shard if member.name.startswith("a.")}
-        every = sum(member.size for member in shard)
-    assert {"rgba", "depth", "occupancy", "surface", "cameras", "meta", "test.rgba", "test.depth"} <= set(
-        stats["member_bytes"]
-    )
-    assert sum(stats["member_bytes"].values()) == every
-    assert stats["member_bytes"]["rgba"] > sum(size for name, size in members.items() if name.startswith("rgba."))
-    assert 0 < sum(value for name, value in stats["seconds"].items() if name != "total") <= stats["seconds"]["total"]
+def test_a_hash_remembered_without_its_split_is_no_answer_to_who_asks_for_the_split(tmp_path: Path) -> None:
+    file = tar(tmp_path / "a.tar", {"split": "val"})
+
+    def look(with_split: bool) -> object:
+        cache = HashCache(tmp_path / "hashes.json")
+        found = cache.entry(file, with_split=with_split)
+        cache.save()
+        return found.get("split")
+
+    assert look(False) is None
+    assert look(True) == "val"
+    assert look(False) == "val"
+    assert json.loads((tmp_path / "hashes.json").read_bytes())[str(file)]["split"] == "val"  # kept for who asks next
 
 
-def test_an_object_known_by_its_depth_alone_has_its_surface_from_there(built) -> None:
-    import pyarrow.parquet as parquet
+def test_what_a_writer_has_just_hashed_is_not_hashed_again_until_it_changes(tmp_path: Path, monkeypatch) -> None:
+    file, remembered = tmp_path / "a", tmp_path / "hashes.json"
+    file.write_text("one")
+    os.utime(file, ns=(0, 1000))
+    cache = HashCache(remembered)
+    cache.remember(file, "as its writer says")
+    cache.save()
+    monkeypatch.setattr(shard_plan, "sha256_of", lambda path: "hashed")
+    assert HashCache(remembered).entry(file)["sha256"] == "as its writer says"
+    os.utime(file, ns=(0, 2000))
+    assert HashCache(remembered).entry(file)["sha256"] == "hashed"
 
-    rows = {row["key"]: row for row in parquet.read_table(built[0].rows).to_pylist()}
-    assert (rows["a"]["surface"], rows["b"]["surface"]) == ("closed form", "depth")
-    assert (rows["a"]["surface_points"], rows["b"]["surface_points"]) == (100, 100)
 
-
-def test_a_shard_holds_until_its_fingerprint_a_file_or_its_stats_change(built, tmp_path: Path) -> None:
-    job, _ = built
-    cache = HashCache(tmp_path / "hashes.json")
-    assert holds(job, cache)
-    assert not holds(replace(job, fingerprint="of other objects"), cache)
-    rows = job.rows.read_bytes()
-    job.rows.write_bytes(rows[:-1] + bytes([rows[-1] ^ 1]))
-    assert not holds(job, cache)
-    job.rows.write_bytes(rows)
-    assert holds(job, cache)
-    stats = job.stats.read_bytes()
-    job.stats.write_text("[]")
-    assert read_stats(job) is None
-    assert not holds(job, cache)
-    job.stats.write_bytes(stats)
+@pytest.mark.parametrize(("asked", "test"), [(100, TEST_SURFACE_POINTS), (200_000, 200_000)])
+def test_test_objects_keep_what_geometry_needs_or_what_is_asked_for_if_that_is_more(asked: int, test: int) -> None:
+    objects = [ObjectTar(split, split, f"{split}.tar", "0" * 64, 1) for split in ("train", "val", "test")]
+    jobs = plan_shards(objects, Path("here"), "made-up", SETTINGS.model_copy(update={"surface_points": asked}))
+    assert {job.split: job.surface_points for job in jobs} == {"train": asked, "val": asked, "test": test}

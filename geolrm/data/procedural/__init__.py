@@ -10,6 +10,7 @@ version, while other machines may differ in the last bit of a cosine. Verified b
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geolrm.cameras import Cameras
-from geolrm.data.lighting import LIGHTING
+from geolrm.config import Variety
+from geolrm.data.lighting import FIXED, LIGHTING
 from geolrm.data.object_tar import RenderedObject
-from geolrm.data.procedural.primitives import dot
-from geolrm.data.procedural.scene import BALL_RADIUS, Scene, draw_scene, large_enough, scene_generator
+from geolrm.data.procedural.drawing import PLAIN, draw_scene, large_enough, scene_generator
+from geolrm.data.procedural.scene import BALL_RADIUS, Scene
+from geolrm.data.procedural.spans import dot
 from geolrm.data.rig import render_rig, test_rig, view_roles
 from geolrm.failures import BadInput
 from geolrm.views import Views
@@ -32,14 +35,14 @@ ATTEMPTS = 64
 RAYS_AT_ONCE = {"cpu": 1 << 15, "cuda": 1 << 23}
 
 
-def draw_object(seed: int, key: str) -> tuple[Scene, Tensor, Tensor]:
-    """The scene of this seed and key, with true surface points (P, 3) and normals (P, 3).
+def draw_object(seed: int, key: str, variety: Variety = PLAIN) -> tuple[Scene, Tensor, Tensor]:
+    """The scene of this seed, key and variety, with true surface points (P, 3) and normals (P, 3).
 
     What turns out empty or too small is drawn again, deterministically.
     """
     for attempt in range(ATTEMPTS):
         random = scene_generator(seed, key, attempt)
-        scene = draw_scene(random)
+        scene = draw_scene(random, variety)
         points, normals, area = scene.sample_surface(SURFACE_POINTS, random)
         if len(points) == SURFACE_POINTS and large_enough(points, area):
             return scene, points, normals
@@ -47,7 +50,12 @@ def draw_object(seed: int, key: str) -> tuple[Scene, Tensor, Tensor]:
 
 
 def procedural_object(
-    seed: int, key: str, resolution: int, supersampling: int, device: torch.device | str = "cpu"
+    seed: int,
+    key: str,
+    resolution: int,
+    supersampling: int,
+    device: torch.device | str = "cpu",
+    variety: Variety = PLAIN,
 ) -> RenderedObject:
     """Draw and render one object: 40 views, 16 test views, surface samples.
 
@@ -57,8 +65,9 @@ def procedural_object(
         resolution: pixels a side.
         supersampling: rays a pixel along each side, for colour and alpha.
         device: where rays are traced; the result is on the CPU.
+        variety: what objects have beyond solids united and carved.
     """
-    scene, points, point_normals = draw_object(seed, key)
+    scene, points, point_normals = draw_object(seed, key, variety)
     if key.partition("-")[0] == "test":
         random = scene_generator(seed, f"{key}/surface")
         points, point_normals, _ = scene.sample_surface(TEST_SURFACE_POINTS, random)
@@ -83,7 +92,7 @@ def _meta(seed: int, key: str, scene: Scene) -> dict[str, Any]:
         "surface": "closed form",
         "rig": "own",
         "generator_version": VERSION,
-        "lighting": LIGHTING,
+        "lighting": LIGHTING if scene.light == FIXED else asdict(scene.light),
         "solids": [("-" if solid.carves else "+") + solid.kind for solid in scene.solids],
         "textures": [solid.texture.pattern for solid in scene.solids],
     }
@@ -126,7 +135,7 @@ def _render_some(scene: Scene, cameras: Cameras, resolution: int, supersampling:
     split = int((ray < fine).sum())  # rays stay in order: those for colour first
 
     coloured = torch.zeros(4, fine, device=t.device)
-    rgb = scene.colours(points[:, :split], owner[:split])
+    rgb = scene.colours(points[:, :split], owner[:split], direction.index_select(1, hit[:split]))
     coloured.index_copy_(1, ray[:split], torch.cat([rgb, torch.ones_like(rgb[:1])]))
     surface = torch.zeros(4, centre, device=t.device)
     normals = scene.normals(points[:, split:], owner[split:])

@@ -1,11 +1,12 @@
-"""Five solids in closed form: where rays enter and leave them, their normals, points on their surfaces.
+"""Solids in closed form: where rays enter and leave them, their normals, points on their surfaces.
 
 In: rays or points in a solid's own frame, coordinates first (3, N). Out: intervals along the rays, gradients, membership,
 area-uniform surface samples. Convention: canonical solids, which an affine map places in the world: the box [-1, 1]^3; the
 unit ball; the cylinder of radius 1 and the cone of base radius 1 and apex (0, 0, 1), both over z in [-1, 1]; the torus of
-ring radius 1 about z with tube radius `tube` < 1. Rays start at their point nearest the centre and have unit direction,
-which keeps float32 exact to some 1e-6; the torus' quartic is solved in float64. Trade: a convex solid gives one interval
-and the torus two, so that set operations on solids become comparisons of numbers. Verified by closed forms and residuals.
+ring radius 1 about z with tube radius `shape` < 1; turned and tapered solids with the outline `shape` (profiles.py). Rays
+start at their point nearest the centre and have unit direction, which keeps float32 exact to some 1e-6; the torus' quartic is
+solved in float64. Trade: a convex solid gives one interval, a torus two, an outline one for each convex run, so that set
+operations on solids become comparisons of numbers. Verified by closed forms and residuals.
 """
 
 from __future__ import annotations
@@ -17,84 +18,62 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Kind = Literal["box", "ellipsoid", "cylinder", "cone", "torus"]
-Interval = tuple[Tensor, Tensor]  # (N,) entry and (N,) exit along the ray; +inf and -inf where the ray misses
+from geolrm.data.procedural.profiles import Profile
+from geolrm.data.procedural.spans import (
+    PARALLEL,
+    Interval,
+    dot,
+    largest_axis,
+    meet,
+    nappe,
+    quadratic_roots,
+    slab,
+)
 
-PARALLEL = 1e-9  # below it a direction or a leading coefficient counts as this
+Kind = Literal["box", "ellipsoid", "cylinder", "cone", "torus"]
+AnyKind = Kind | Literal["turned", "tapered"]
+Shape = float | Profile  # tube radius of a torus, outline of a turned or tapered solid, 0 of the others
+
 NEWTON_STEPS = 14
 
 
-def intervals(kind: Kind, tube: float, origin: Tensor, direction: Tensor) -> list[Interval]:
-    """Where rays are inside a canonical solid: one interval, two for a torus, sorted along the ray.
+def intervals(kind: AnyKind, shape: Shape, origin: Tensor, direction: Tensor) -> list[Interval]:
+    """Where rays are inside a canonical solid: one interval, two for a torus, one for each convex run of an outline.
 
     Args:
         kind: which solid.
-        tube: tube radius of a torus, unused otherwise.
+        shape: of a torus, a turned or a tapered solid, unused otherwise.
         origin: (3, N) the rays' points nearest the centre.
         direction: (3, N) unit.
     """
+    if isinstance(shape, Profile):
+        return shape.intervals(origin, direction)
     if kind == "torus":
-        return _torus(origin, direction, tube)
+        return _torus(origin, direction, shape)
     return [_CONVEX[kind](origin, direction)]
 
 
-def _meet(*parts: Interval) -> Interval:
-    """Common part of intervals."""
-    enter, leave = parts[0]
-    for other_enter, other_leave in parts[1:]:
-        enter, leave = torch.maximum(enter, other_enter), torch.minimum(leave, other_leave)
-    miss = ~(enter < leave)
-    return enter.masked_fill(miss, math.inf), leave.masked_fill(miss, -math.inf)
-
-
-def _away_from_zero(x: Tensor) -> Tensor:
-    return torch.where(x.abs() < PARALLEL, torch.copysign(x.new_tensor(PARALLEL), x), x)
-
-
-def _slab(origin: Tensor, direction: Tensor) -> Interval:
-    """|o + t d| <= 1 along one axis (N,)."""
-    inverse = 1 / _away_from_zero(direction)
-    middle, half = -origin * inverse, inverse.abs()
-    return middle - half, middle + half
-
-
 def _box(origin: Tensor, direction: Tensor) -> Interval:
-    return _meet(*(_slab(origin[axis], direction[axis]) for axis in range(3)))
+    return meet(*(slab(origin[axis], direction[axis]) for axis in range(3)))
 
 
 def _ellipsoid(origin: Tensor, direction: Tensor) -> Interval:
     half = torch.sqrt(1 - dot(origin, origin))  # NaN, so a miss, beyond the unit ball
-    return _meet((-half, half))
-
-
-def _quadratic_roots(a: Tensor, half_b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Smaller and larger root of a t^2 + 2 half_b t + c, without cancellation, and the discriminant; a is not 0."""
-    discriminant = half_b * half_b - a * c
-    q = -(half_b + torch.copysign(torch.sqrt(discriminant.clamp(min=0)), half_b))
-    first, second = q / a, c / _away_from_zero(q)
-    return torch.minimum(first, second), torch.maximum(first, second), discriminant
+    return meet((-half, half))
 
 
 def _cylinder(origin: Tensor, direction: Tensor) -> Interval:
     (x, y, z), (dx, dy, dz) = origin, direction
     a = (dx * dx + dy * dy).clamp(min=PARALLEL)
-    first, second, discriminant = _quadratic_roots(a, x * dx + y * dy, x * x + y * y - 1)
+    first, second, discriminant = quadratic_roots(a, x * dx + y * dy, x * x + y * y - 1)
     enter = first.masked_fill(discriminant < 0, math.inf)
-    return _meet((enter, second), _slab(z, dz))
+    return meet((enter, second), slab(z, dz))
 
 
 def _cone(origin: Tensor, direction: Tensor) -> Interval:
     """x^2 + y^2 <= h^2 with h = (1 - z) / 2; the other nappe lies above z = 1, outside the slab."""
-    (x, y, z), (dx, dy, dz) = origin, direction
-    h, dh = (1 - z) / 2, -dz / 2
-    a = _away_from_zero(dx * dx + dy * dy - dh * dh)
-    first, second, discriminant = _quadratic_roots(a, x * dx + y * dy - h * dh, x * x + y * y - h * h)
-    # Steeper than the cone (a < 0), the ray is inside before the first root and after the second: once in each nappe.
-    infinite = torch.full_like(first, math.inf)
-    enter = torch.where(a > 0, first, torch.where(dh < 0, -infinite, second))
-    leave = torch.where(a > 0, second, torch.where(dh < 0, first, infinite))
-    enter = enter.masked_fill((a > 0) & (discriminant < 0), math.inf)
-    return _meet((enter, leave), _slab(z, dz))
+    z, dz = origin[2], direction[2]
+    return meet(nappe(origin, direction, (1 - z) / 2, -dz / 2), slab(z, dz))
 
 
 _CONVEX: dict[str, Callable[[Tensor, Tensor], Interval]] = {
@@ -176,8 +155,10 @@ def _newton(t: Tensor, p: Tensor, q: Tensor, r: Tensor) -> Tensor:
     return t
 
 
-def contains(kind: Kind, tube: float, points: Tensor) -> Tensor:
+def contains(kind: AnyKind, shape: Shape, points: Tensor) -> Tensor:
     """Which points (3, N) lie strictly inside a canonical solid."""
+    if isinstance(shape, Profile):
+        return shape.contains(points)
     x, y, z = points
     if kind == "box":
         return points.abs().amax(0) < 1
@@ -185,13 +166,15 @@ def contains(kind: Kind, tube: float, points: Tensor) -> Tensor:
         return dot(points, points) < 1
     radial = torch.hypot(x, y)
     if kind == "torus":
-        return torch.hypot(radial - 1, z) < tube
+        return torch.hypot(radial - 1, z) < shape
     side = torch.ones_like(z) if kind == "cylinder" else (1 - z) / 2
     return (z.abs() < 1) & (radial < side)
 
 
-def gradient(kind: Kind, points: Tensor) -> Tensor:
+def gradient(kind: AnyKind, shape: Shape, points: Tensor) -> Tensor:
     """Outward normals (3, N), of any length, at points (3, N) on a canonical solid; an edge takes one of its faces."""
+    if isinstance(shape, Profile):
+        return shape.gradient(points)
     x, y, z = points
     if kind == "ellipsoid":
         return points
@@ -208,42 +191,32 @@ def gradient(kind: Kind, points: Tensor) -> Tensor:
     return torch.where(cap, torch.stack([zero, zero, zero - 1]), torch.stack([x / radial, y / radial, zero + 0.5]))
 
 
-def largest_axis(vectors: Tensor) -> Tensor:
-    """(N,) index of the coordinate of largest size in (3, N); written out, since argmax over so short an axis is slow."""
-    x, y, z = vectors.abs()
-    return torch.where(z > torch.maximum(x, y), 2, (y > x).long())
-
-
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """(N,) inner products of (3, N)."""
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
-
-
-def normalised(vectors: Tensor) -> Tensor:
-    """(3, N) over its lengths."""
-    return vectors / torch.sqrt(dot(vectors, vectors)).clamp(min=1e-12)
-
-
-def bounding_radius(kind: Kind, tube: float) -> float:
+def bounding_radius(kind: AnyKind, shape: Shape) -> float:
     """Radius of the ball around the centre that holds a canonical solid."""
-    radii = {"box": math.sqrt(3), "ellipsoid": 1.0, "cylinder": math.sqrt(2), "cone": math.sqrt(2), "torus": 1 + tube}
+    if isinstance(shape, Profile):
+        return shape.bounding_radius
+    radii = {"box": math.sqrt(3), "ellipsoid": 1.0, "cylinder": math.sqrt(2), "cone": math.sqrt(2), "torus": 1 + shape}
     return radii[kind]
 
 
-def area(kind: Kind, tube: float) -> float:
+def area(kind: AnyKind, shape: Shape) -> float:
     """Surface area of a canonical solid."""
+    if isinstance(shape, Profile):
+        return sum(shape.areas)
     areas = {
         "box": 24.0,
         "ellipsoid": 4 * math.pi,
         "cylinder": 6 * math.pi,
         "cone": math.pi * (1 + math.sqrt(5)),
-        "torus": 4 * math.pi**2 * tube,
+        "torus": 4 * math.pi**2 * shape,
     }
     return areas[kind]
 
 
-def sample_surface(kind: Kind, tube: float, uniforms: Tensor) -> Tensor:
+def sample_surface(kind: AnyKind, shape: Shape, uniforms: Tensor) -> Tensor:
     """Points (3, N), area-uniform on a canonical solid, from uniform numbers (3, N) in [0, 1)."""
+    if isinstance(shape, Profile):
+        return shape.sample_surface(uniforms)
     u, v, w = uniforms
     turn = 2 * math.pi * u
     cos, sin = torch.cos(turn), torch.sin(turn)
@@ -258,7 +231,7 @@ def sample_surface(kind: Kind, tube: float, uniforms: Tensor) -> Tensor:
         ring = torch.sqrt(1 - z * z)
         return torch.stack([ring * cos, ring * sin, z])
     if kind == "torus":
-        return _sample_torus(cos, sin, v, w, tube)
+        return _sample_torus(cos, sin, v, w, shape)
     root = torch.sqrt(v)  # density over a disc, or over a cone's side seen from its apex
     disc = torch.stack([root * cos, root * sin, torch.ones_like(u)])
     if kind == "cylinder":
@@ -279,8 +252,10 @@ def _sample_torus(cos: Tensor, sin: Tensor, v: Tensor, w: Tensor, tube: float) -
     return torch.stack([ring * cos, ring * sin, tube * torch.sin(phi)])
 
 
-def hull_points(kind: Kind, tube: float) -> Tensor:
+def hull_points(kind: AnyKind, shape: Shape) -> Tensor:
     """(3, N) points whose convex hull is a canonical solid's, up to 0.3 % of its size for the round ones."""
+    if isinstance(shape, Profile):
+        return shape.hull_points()
     if kind == "box":
         signs = torch.tensor([-1.0, 1.0])
         return torch.cartesian_prod(signs, signs, signs).T.contiguous()
@@ -292,7 +267,7 @@ def hull_points(kind: Kind, tube: float) -> Tensor:
         rim = torch.stack([cos, sin, -torch.ones_like(cos)])
         return torch.cat([rim, torch.tensor([[0.0], [0.0], [1.0]])], dim=1)
     across = torch.arange(33) * (math.pi / 32) - math.pi / 2
-    ring, height = (torch.cos(across), torch.sin(across)) if kind == "ellipsoid" else _outer_tube(across, tube)
+    ring, height = (torch.cos(across), torch.sin(across)) if kind == "ellipsoid" else _outer_tube(across, shape)
     return torch.stack([torch.outer(cos, ring), torch.outer(sin, ring), height.expand(64, 33)]).flatten(1)
 
 

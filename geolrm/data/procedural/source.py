@@ -89,7 +89,7 @@ class GeneratedDataset(torch.utils.data.Dataset[GeneratedSample]):
         if not 0 <= index < len(self):
             raise IndexError(f"object {index} of {len(self)}")
         key = f"{self.split}-{index:05d}"
-        scene, _, _ = draw_object(self.settings.seed, key)
+        scene, _, _ = draw_object(self.settings.seed, key, self.settings.variety)
         rig = render_rig(key)
         roles = view_roles(rig)
         kept = [i for i, role in enumerate(roles) if role != "duplicate"]
