@@ -65,8 +65,8 @@ def made(options: Options, folder: Path) -> Options:
     if options.objects:
         return options
     count = max(options.count, options.memory_objects, 3) - 2
-    sizes = {"resolution": options.pixels, "supersampling": 1, "workers": 1, "seed": 0}
-    render_objects(Procedural(train=count, val=1, test=1, **sizes), folder, 1)
+    drawn = Procedural(train=count, val=1, test=1, resolution=options.pixels, supersampling=1, workers=1, seed=0)
+    render_objects(drawn, folder, 1)
     return replace(options, objects=(folder,))
 
 
