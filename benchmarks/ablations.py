@@ -307,7 +307,7 @@ class Run:
         if unknown or not names:
             raise BadInput("ablation_unknown", ", ".join(unknown) or "names", "no such ablation", ", ".join(ABLATIONS))
         params = load_params(self.params)
-        data = TrainingData.of(params, self.dataset, self.generate)
+        data = TrainingData.of(params, self.dataset, self.generate, datasets="datasets", cache_gib=0)
         perceptual, began = load_perceptual("auto", device=data.device), time.monotonic()
         for name in names:
             left = None if self.minutes is None else self.minutes - (time.monotonic() - began) / 60

@@ -45,6 +45,7 @@ from benchmarks.summary import common_objects, curve_csv, floor_means, metrics_j
 from geolrm.cameras import Cameras
 from geolrm.config import Params, Sweep, load_params
 from geolrm.data.loader import Sample, ShardDataset
+from geolrm.data.places import Place, place, reached
 from geolrm.data.rig import ORBIT_VIEWS
 from geolrm.failures import BadInput, run_command
 from geolrm.files import alone_in, sha256_of, write_whole
@@ -88,8 +89,8 @@ class Arguments:
     """auto: go on without LPIPS where its weights are missing; required: stop."""
     weights: Path | None = None
     """File or folder of the LPIPS backbones, instead of GEOLRM_LPIPS_WEIGHTS or the cache."""
-    datasets: Path = Path("datasets")
-    """Folder of the data sets."""
+    datasets: str = "datasets"
+    """Folder of the data sets, or the address of a store such as s3://bucket/datasets."""
     results: Path | None = None
     """Folder of the preset's results, where its checkpoints are read from (results/<preset>)."""
     output: Path | None = None
@@ -575,9 +576,11 @@ def with_arguments(params: Params, arguments: Arguments) -> Params:
     return params.model_copy(update={"sweep": settings})
 
 
-def open_dataset(folder: Path, split: str) -> tuple[ShardDataset, str]:
+def open_dataset(folder: Place, split: str) -> tuple[ShardDataset, str]:
     """The objects of one split and the hash of the catalog. Raises `BadInput` where nothing is sharded there."""
-    return ShardDataset(folder, split), sha256_of(folder / "catalog.parquet")
+    dataset = ShardDataset(folder, split)
+    with reached(folder):
+        return dataset, sha256_of(folder / "catalog.parquet")
 
 
 def report(sweep: DatasetSweep, rows: list[Row]) -> None:
@@ -636,7 +639,7 @@ def sweep(arguments: Arguments, apart: bool = False) -> dict[str, list[Row]]:
     split = params.sweep.split
     lists = {name: split_list(name, split) for name in arguments.dataset}
     opened = {
-        name: open_dataset(arguments.datasets / name / params.preset, LIST_SPLIT if names else split)
+        name: open_dataset(place(arguments.datasets) / name / params.preset, LIST_SPLIT if names else split)
         for name, names in lists.items()
     }
     with one_thread():

@@ -3,8 +3,9 @@
 In: colour, alpha, depth and cameras of V views, read from a shard, rendered, or given by a user. Out: the same, picked,
 resized, composited. Convention: colour is sRGB in [0, 1] with straight alpha, composited exactly once (white by default),
 after any resizing of colour premultiplied by alpha; depth is planar z in object units, 0 = no surface, masked first and
-resized by nearest neighbour only. Trade: square or not, all views of an object share one size. Verified by tests on flat
-colours at silhouettes and on depth edges that resizing must not invent.
+resized by nearest neighbour only. Views that were read over a background say which, and are taken over no other. Trade: square
+or not, all views of an object share one size. Verified by tests on flat colours at silhouettes and on depth edges that
+resizing must not invent.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ class Views:
     Attributes:
         key: the object's name, unique within its data set.
         cameras: (V,).
-        colour: (V, 3, H, W) sRGB in [0, 1], straight alpha.
+        colour: (V, 3, H, W) sRGB in [0, 1], straight alpha; where `background` is set, composited over it.
         alpha: (V, 1, H, W) in [0, 1].
         depth: (V, H, W) planar z, 0 = no surface; None where only pictures are known.
+        background: grey level that lies under `colour` already, or None.
     """
 
     key: str
@@ -37,6 +39,7 @@ class Views:
     colour: Tensor
     alpha: Tensor
     depth: Tensor | None = None
+    background: float | None = None
 
     def __post_init__(self) -> None:
         count, _, height, width = self.colour.shape
@@ -105,12 +108,21 @@ class Views:
         )
 
     def composited(self, background: float | Tensor = 1.0) -> Tensor:
-        """(V, 3, H, W) pictures over a background: a grey level or a (3,) colour."""
+        """(V, 3, H, W) pictures over a background: a grey level or a (3,) colour. Raises ValueError for one that is not
+        the background that they lie over already."""
+        if self.background is not None:
+            if isinstance(background, Tensor) or background != self.background:
+                raise ValueError(f"{self.key}: composited over {self.background}, asked for over {background}")
+            return self.colour
         if isinstance(background, Tensor):
             background = background.reshape(1, 3, 1, 1)
         return (self.colour * self.alpha).add_(
             background * (1 - self.alpha)
         )  # in place: fresh pages cost more than sums
+
+    def over(self, background: float) -> Views:
+        """The same views, composited over a grey level."""
+        return replace(self, colour=self.composited(background), background=background)
 
     @property
     def foreground(self) -> Tensor:
@@ -121,10 +133,18 @@ class Views:
         """The same views at another size: colour and alpha antialiased (premultiplied), depth by nearest neighbour."""
         if self.size == (height, width):
             return self
-        premultiplied = torch.cat([self.colour * self.alpha, self.alpha], dim=1)
-        smooth = F.interpolate(premultiplied, (height, width), mode="bilinear", antialias=True, align_corners=False)
-        alpha = smooth[:, 3:].clamp(0, 1)
-        colour = torch.where(alpha > 1e-4, smooth[:, :3] / alpha.clamp(min=1e-4), 0.0).clamp(0, 1)
+        visible = self.colour * self.alpha if self.background is None else self.colour
+        smooth = F.interpolate(
+            torch.cat([visible, self.alpha], dim=1),
+            (height, width),
+            mode="bilinear",
+            antialias=True,
+            align_corners=False,
+        )
+        colour, alpha = smooth[:, :3], smooth[:, 3:].clamp(0, 1)
+        if self.background is None:
+            colour = torch.where(alpha > 1e-4, colour / alpha.clamp(min=1e-4), 0.0)
+        colour = colour.clamp(0, 1)
         depth = self.depth
         if depth is not None:
             depth = F.interpolate(depth[:, None], (height, width), mode="nearest-exact")[:, 0]

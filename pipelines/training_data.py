@@ -1,7 +1,7 @@
 """What both training stages read, how they train on it, and how a stage script ends.
 
-In: params and the name of a data set. Out: its training and validation splits, the folder of the results, the facts that
-identify a training.
+In: params, the name of a data set, the folder or address of a store below which it lies. Out: its training and validation
+splits, the folder of the results, the facts that identify a training, the same wherever the data set lies.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from geolrm.config import Params
 from geolrm.data.lighting import LIGHTING
 from geolrm.data.loader import ShardDataset
+from geolrm.data.places import place, reached
 from geolrm.data.procedural import VERSION
 from geolrm.data.procedural.source import GeneratedDataset
 from geolrm.failures import run_command
@@ -35,7 +36,7 @@ class TrainingData:
     device: torch.device
 
     @classmethod
-    def of(cls, params: Params, dataset: str, generate: bool) -> TrainingData:
+    def of(cls, params: Params, dataset: str, generate: bool, datasets: str, cache_gib: float) -> TrainingData:
         """The shards of a data set, or, where `generate`, the procedural objects of the params, drawn while training."""
         results, device = Path("results") / params.preset, own_device()
         identity: dict[str, Any]
@@ -46,11 +47,12 @@ class TrainingData:
             identity |= {"version": VERSION, "lighting": LIGHTING, "voxel_resolution": resolution}
             judges = [judged.sample(i) for i in range(len(judged))]
             return cls(drawn, judges, {"generated": identity}, results, device)
-        folder = Path("datasets") / dataset / params.preset
-        validation = ShardDataset(folder, "val")
+        folder, cache_bytes = place(datasets) / dataset / params.preset, int(cache_gib * 2**30)
+        training, validation = (ShardDataset(folder, split, cache_bytes=cache_bytes) for split in ("train", "val"))
         stored = [validation.sample(i) for i in range(len(validation))]
-        identity = {"catalog_sha256": sha256_of(folder / "catalog.parquet")}
-        return cls(ShardDataset(folder, "train"), stored, identity, results, device)
+        with reached(folder):
+            identity = {"catalog_sha256": sha256_of(folder / "catalog.parquet")}
+        return cls(training, stored, identity, results, device)
 
     def facts(self, stage: Stage[Any], **more: Any) -> dict[str, Any]:
         """Parameters, data and what else a resume state must share to be used."""

@@ -32,6 +32,17 @@ def test_resizing_keeps_a_flat_colour_flat_up_to_the_silhouette():
     )
 
 
+def test_views_over_a_background_are_composited_once_before_or_after_resizing():
+    views = disc()
+    over = views.over(1.0)
+    before, after = over.resized(23, 23).composited(1.0), views.resized(23, 23).composited(1.0)
+    torch.testing.assert_close(before, after, atol=1e-4, rtol=0)  # what is all but clear has no colour when straight
+    torch.testing.assert_close(over[[1]].to("cpu").composited(1.0), views.composited(1.0)[[1]])
+    for other in (0.5, torch.ones(3)):
+        with pytest.raises(ValueError, match="composited over 1"):
+            over.composited(other)
+
+
 def test_resizing_invents_no_depth():
     assert set(disc().resized(23, 23).depth.unique().tolist()) == {0.0, 2.0}
 

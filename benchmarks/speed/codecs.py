@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,16 +22,20 @@ import imagecodecs
 import numpy as np
 import OpenEXR
 import tyro
-from PIL import Image
+from numba import njit
+from PIL import Image, features
 
 from geolrm.data.object_tar import read_object_tar
 from geolrm.data.shard_plan import codec_versions
-from geolrm.data.shards import DEPTH_STEP, WEBP
+from geolrm.data.shards import DEPTH_STEP, ZSTD_LEVEL, decode_planes, encode_codes, encode_pixels
 from geolrm.files import write_whole
 from geolrm.passport import passport
 
 Encode: TypeAlias = Callable[[np.ndarray], bytes | bytearray]
 Decode: TypeAlias = Callable[[Any], np.ndarray]
+
+WEBP = {"lossless": True, "exact": True, "quality": 50}
+SHARD = f"planes of row steps, zstd, level {ZSTD_LEVEL}"  # what shards hold
 
 
 @dataclass(frozen=True)
@@ -74,15 +79,57 @@ def jpegxl(effort: int) -> Encode:
     return lambda image: imagecodecs.jpegxl_encode(image, lossless=True, effort=effort, numthreads=1)
 
 
-def zstd_of_steps(codes: np.ndarray) -> bytes:
-    """zstd of each pixel's step from its left neighbour, behind the height and width."""
-    steps = np.diff(codes, axis=1, prepend=codes.dtype.type(0))
-    return np.array(codes.shape, np.uint32).tobytes() + imagecodecs.zstd_encode(steps.tobytes(), level=9)
+def zstd_steps(axis: int, level: int) -> Encode:
+    """A .npy file, in zstd, of each value's step from its neighbour along an axis; of a picture, channel by channel."""
+
+    def encode(image: np.ndarray) -> bytes:
+        steps = np.diff(image, axis=axis, prepend=image.dtype.type(0))
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(np.moveaxis(steps, (0, 1), (-2, -1))))
+        return bytes(imagecodecs.zstd_encode(buffer.getvalue(), level=level))
+
+    return encode
 
 
-def codes_of_steps(data: bytes) -> np.ndarray:
-    steps = np.frombuffer(imagecodecs.zstd_decode(data[8:]), np.uint16).reshape(np.frombuffer(data[:8], np.uint32))
-    return np.cumsum(steps, axis=1, dtype=np.uint16)
+def from_steps(axis: int) -> Decode:
+    """What undoes `zstd_steps`."""
+
+    def decode(data: bytes) -> np.ndarray:
+        planes = np.load(io.BytesIO(imagecodecs.zstd_decode(data)))
+        add_steps(planes.reshape(-1, *planes.shape[-2:]), axis == 0)
+        return np.moveaxis(planes, (-2, -1), (0, 1))
+
+    return decode
+
+
+def pixels_of_shard(data: bytes) -> np.ndarray:
+    """What the loader's loops do before they resize."""
+    planes = decode_planes(data).copy()
+    add_steps(planes, True)
+    planes[0] += planes[1]
+    planes[2] += planes[1]
+    return planes.transpose(1, 2, 0)
+
+
+def codes_of_shard(data: bytes) -> np.ndarray:
+    low, high = decode_planes(data)
+    codes = low + high * np.uint16(256)
+    add_steps(codes[None], True)
+    return codes
+
+
+@njit(cache=True)
+def add_steps(planes: Any, down: bool) -> None:
+    """Sum the steps of planes (C, H, W) in place, down the columns or along the rows."""
+    for c in range(planes.shape[0]):
+        if down:
+            for i in range(1, planes.shape[1]):
+                for j in range(planes.shape[2]):
+                    planes[c, i, j] += planes[c, i - 1, j]
+        else:
+            for i in range(planes.shape[1]):
+                for j in range(1, planes.shape[2]):
+                    planes[c, i, j] += planes[c, i, j - 1]
 
 
 def npz(codes: np.ndarray) -> bytes:
@@ -120,13 +167,20 @@ COLOUR: dict[str, tuple[Encode, Decode]] = {
     "lossless WebP, method 3": (webp(3), webp_pixels),
     "lossless JPEG XL, effort 1": (jpegxl(1), lambda data: imagecodecs.jpegxl_decode(data, numthreads=1)),
     "lossless JPEG XL, effort 2": (jpegxl(2), lambda data: imagecodecs.jpegxl_decode(data, numthreads=1)),
+    "column steps, zstd, level 9": (zstd_steps(1, 9), from_steps(1)),
+    "row steps, zstd, level 9": (zstd_steps(0, 9), from_steps(0)),
+    "row steps, zstd, level 3": (zstd_steps(0, 3), from_steps(0)),
+    "row steps, zstd, level 15": (zstd_steps(0, 15), from_steps(0)),
+    SHARD: (encode_pixels, pixels_of_shard),
 }
 CODES: dict[str, tuple[Encode, Decode]] = {
     "16-bit PNG, level 1": (pillow(format="PNG", compress_level=1), pillow_pixels),
     "16-bit PNG, level 6": (pillow(format="PNG", compress_level=6), pillow_pixels),
     "JPEG-LS": (imagecodecs.jpegls_encode, imagecodecs.jpegls_decode),
     "lossless JPEG XL, effort 1": (jpegxl(1), lambda data: imagecodecs.jpegxl_decode(data, numthreads=1)),
-    "zstd, level 9, of steps": (zstd_of_steps, codes_of_steps),
+    "16-bit column steps, zstd, level 9": (zstd_steps(1, 9), from_steps(1)),
+    "16-bit row steps, zstd, level 9": (zstd_steps(0, 9), from_steps(0)),
+    SHARD: (encode_codes, codes_of_shard),
     "npz": (npz, npz_codes),
 }
 FLOATS: dict[str, tuple[Encode, Decode]] = {
@@ -214,7 +268,7 @@ def main(options: Options) -> None:
     codecs = {f"colour: {name}": (pictures, *codec) for name, codec in COLOUR.items()}
     for label, step in STEPS.items():
         codes = [depth_codes(depth, step) for depth in depths]
-        chosen = CODES if step == DEPTH_STEP else {"JPEG-LS": CODES["JPEG-LS"]}
+        chosen = CODES if step == DEPTH_STEP else {SHARD: CODES[SHARD]}
         codecs |= {f"depth: {name}, step {label}": (codes, *codec) for name, codec in chosen.items()}
     codecs |= {f"depth: {name}": (depths, *codec) for name, codec in FLOATS.items()}
     rows = measure(codecs, options.passes)
@@ -222,7 +276,8 @@ def main(options: Options) -> None:
         for name in (name for name in rows if name.endswith(f"step {label}")):
             span = max(float(depth.max() - depth[depth > 0].min()) for depth in depths)
             rows[name]["error"] = (step or span / 65534) / 2
-    about = passport(command=" ".join(sys.argv[1:]), passes=options.passes, codecs=codec_versions())
+    codecs_used = codec_versions() | {"pillow": version("pillow"), "webp": str(features.version("webp"))}
+    about = passport(command=" ".join(sys.argv[1:]), passes=options.passes, codecs=codecs_used)
     record = {"pictures": len(pictures), "size": list(pictures[0].shape[:2]), "rows": rows, "passport": about}
     write_whole(options.out, json.dumps(record, indent=1) + "\n")
     print(table(record))

@@ -62,7 +62,9 @@ class Options:
     size: int = 448
     """Their side, pixels."""
     rounds: int = 5
-    """Counted rounds; each loads every object once in every mode."""
+    """Counted rounds; each loads every object in every mode."""
+    draws: int = 2
+    """Samples of each object in a round, with other views each time."""
     voxels: int = 128
     """Resolution of the occupancy label."""
     seed: int = 0
@@ -156,8 +158,8 @@ def positions(sample: Sample, views: list[int]) -> list[int]:
 def read_shards(home: Home, key: str, views: list[int]) -> tuple[Sample, list[bytes]]:
     """Bytes of the views' members and of the label, checked by their hashes."""
     sample = home.data.sample(key)
-    names = [name for i in positions(sample, views) for name in (f"rgba.{i:02d}.webp", f"depth.{i:02d}.jls")]
-    return sample, [sample._members.read(name) for name in (*names, "occupancy.zlib")]
+    names = [part("", i) for i in positions(sample, views) for part in (shards.rgba_member, shards.depth_member)]
+    return sample, sample._members.read_all([*names, shards.OCCUPANCY])
 
 
 def decode_shards(data: tuple[Sample, list[bytes]]) -> Tensor:
@@ -172,7 +174,7 @@ def decode_shards(data: tuple[Sample, list[bytes]]) -> Tensor:
 
 def shards_sample(home: Home, key: str, views: list[int], size: int) -> tuple[Tensor, ...]:
     sample = home.data.sample(key)
-    picked = sample.views(positions(sample, views), (size, size))
+    picked = sample.views(positions(sample, views), (size, size), 1.0)
     depth = torch.empty(0) if picked.depth is None else picked.depth
     return picked.composited(1.0), picked.alpha, depth, picked.cameras.camera_to_world, sample.occupancy
 
@@ -198,7 +200,8 @@ def spent() -> float:
 
 
 def timed_round(home: Home, drawn: list[tuple[str, list[int]]], size: int) -> dict[str, float]:
-    """Processor milliseconds a sample of every way and mode, each over all drawn samples once."""
+    """Processor milliseconds a sample of every way and mode, each over all drawn samples once; starting a worker process is
+    shared among them."""
     ways: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
         "files": (read_files, decode_files, files_sample),
         "shards": (read_shards, decode_shards, shards_sample),
@@ -260,7 +263,8 @@ def main(options: Options) -> None:
         distinct = home.data.sample(0).meta["source_views"]
         rounds = []
         for _ in range(1 + options.rounds):
-            drawn = [(key, draw.sample(distinct, options.views)) for key in home.data.keys]
+            keys = home.data.keys * options.draws
+            drawn = [(key, draw.sample(distinct, options.views)) for key in keys]
             rounds.append(timed_round(home, drawn, options.size))
         medians = {name: round(statistics.median(r[name] for r in rounds[1:]), 2) for name in rounds[0]}
         record = {

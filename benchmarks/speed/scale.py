@@ -15,8 +15,8 @@ from typing import Any
 
 import tyro
 
-COLOUR = "colour: lossless WebP, method 1"
-DEPTH = "depth: JPEG-LS, step 2^-13"
+COLOUR = "colour: planes of row steps, zstd, level 9"
+DEPTH = "depth: planes of row steps, zstd, level 9, step 2^-13"
 WORKERS = (1, 16, 256)
 VIEWS = 38
 SURFACE_BYTES = 16384 * (12 + 6)

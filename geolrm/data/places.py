@@ -48,8 +48,11 @@ def is_remote(where: Place) -> bool:
 
 
 def _store(where: Any) -> tuple[Any, str]:
-    """The fsspec file system of a remote place and the path in it."""
-    return where.fs, where.path
+    """The fsspec file system of a remote place and the path in it. A connection does not outlive a fork: fsspec gives each
+    process one of its own, the place would keep that of the process in which it was made."""
+    import fsspec
+
+    return fsspec.filesystem(where.protocol, **where.storage_options), where.path
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 In: rendered objects (`object_tar.RenderedObject`). Out: tar members per object, and back. Convention: each view is a member
 of its own, so that only the views that are picked get read and decoded; duplicates of earlier views are left out; the
 metadata lists the SHA-256 of every other member; times, owners and orders are fixed, so that equal input gives equal
-bytes. `docs/shard-format.md` is the contract and a test parses its table. Trade: colour is kept to the bit (lossless WebP),
-depth to 1/16384 of the object cube in 16-bit JPEG-LS, which is smaller and faster than PNG and asks for one more library;
-`benchmarks/speed/codecs.py` measures both against their alternatives. Verified by round trips, by
-error bounds, and by reading with `webdataset`.
+bytes. `docs/shard-format.md` is the contract and a test parses its table. Colour is kept to the bit, depth to 1/16384 of the
+object cube; both, and the occupancy, as planes of bytes, each row less the row above it, in zstd. Trade: a quarter more bytes
+than lossless WebP, which takes five times as long to read, and no picture viewer opens them (`decode_pixels` is four lines);
+`benchmarks/speed/codecs.py` measures them against their alternatives. Verified by round trips, by error bounds, by comparing
+the fast readers with plain torch, and by reading with `webdataset`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ import json
 import math
 import re
 import tarfile
-import zlib
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, BinaryIO
 
 import imagecodecs
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from geolrm.cameras import Cameras
@@ -36,13 +36,15 @@ from geolrm.occupancy import hit_counts, pack, unpack, voxel_indices
 from geolrm.resizing import copy_pixels, nearest, pick_depth, resize_pixels, triangle
 from geolrm.views import Views
 
-WEBP = {"lossless": True, "exact": True, "method": 1, "quality": 50}
+ZSTD_LEVEL = 9
 DEPTH_STEP = 2.0**-13  # object units between two depth codes; the error is at most half of it
 MAX_DEPTH_ERROR = 1 / (20 * 128)  # a twentieth of a voxel at R = 128
 REACH = 1.0  # object units in front of and behind the middle of the cube within which a depth can be the object's
 OUTSIDE_SHARE = 0.01  # of an object's surface pixels that may lie more than a voxel outside the cube
 KEY = re.compile(r"[A-Za-z0-9_\-+]+")
 TAR_BLOCK, TAR_RECORD = 512, 10240
+NPY_PREFIX = 10  # bytes before the header of a .npy file of version 1.0, the last two its length
+OCCUPANCY = "occupancy.zst"
 
 
 @dataclass(frozen=True)
@@ -56,38 +58,87 @@ class EncodedObject:
     test_cameras: Cameras | None
 
 
+# --- planes of bytes -------------------------------------------------------------------------------------------------
+
+
+def encode_planes(planes: np.ndarray) -> bytes:
+    """zstd of a .npy file of planes (C, H, W) uint8."""
+    buffer = io.BytesIO()
+    np.save(buffer, planes, allow_pickle=False)
+    return bytes(imagecodecs.zstd_encode(buffer.getvalue(), level=ZSTD_LEVEL))
+
+
+def decode_planes(data: bytes) -> np.ndarray:
+    """(C, H, W) uint8, read-only, of `encode_planes`: `np.load` of the unpacked bytes, whose header is parsed once a shape."""
+    plain = bytes(imagecodecs.zstd_decode(data))  # bytes already: no copy
+    length = NPY_PREFIX + int.from_bytes(plain[NPY_PREFIX - 2 : NPY_PREFIX], "little")
+    return np.frombuffer(plain, np.uint8, offset=length).reshape(_npy_shape(plain[:length]))
+
+
+@cache
+def _npy_shape(header: bytes) -> tuple[int, int, int]:
+    """Shape that the header of a .npy file of bytes in rows names. Raises ValueError for any other file."""
+    file = io.BytesIO(header)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("planes are .npy files of version 1.0")
+    shape, by_columns, kind = np.lib.format.read_array_header_1_0(file)
+    if by_columns or kind != np.uint8:
+        raise ValueError(f"planes of {kind}, by columns: {by_columns}")
+    planes, height, width = shape
+    return planes, height, width
+
+
+def rgba_member(prefix: str, view: int) -> str:
+    """Name of the member that holds a view's colour; the prefix is "test." for test views, else empty."""
+    return f"{prefix}rgba.{view:02d}.npy.zst"
+
+
+def depth_member(prefix: str, view: int) -> str:
+    """Name of the member that holds a view's depth."""
+    return f"{prefix}depth.{view:02d}.npy.zst"
+
+
 # --- colour and depth ------------------------------------------------------------------------------------------------
 
 
 def encode_rgba(colour: Tensor, alpha: Tensor) -> bytes:
-    """Lossless WebP of one picture: colour (3, H, W) and alpha (1, H, W) in [0, 1], exact for 8-bit sources."""
-    rgba = (torch.cat([colour, alpha]) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous()
-    buffer = io.BytesIO()
-    Image.fromarray(rgba.numpy(), "RGBA").save(buffer, "WEBP", **WEBP)
-    return buffer.getvalue()
+    """One picture to the bit: colour (3, H, W) and alpha (1, H, W) in [0, 1], exact for 8-bit sources."""
+    rgba = (torch.cat([colour, alpha]) * 255).round().clamp(0, 255).byte()
+    return encode_pixels(rgba.permute(1, 2, 0).numpy())
+
+
+def encode_pixels(pixels: np.ndarray) -> bytes:
+    """A picture (H, W, 4) uint8 as planes of red less green, green, blue less green, alpha; of each the steps from row to row,
+    all modulo 256."""
+    planes = pixels.transpose(2, 0, 1).copy()
+    planes[[0, 2]] -= planes[1]
+    return encode_planes(np.diff(planes, axis=1, prepend=np.uint8(0)))
 
 
 def decode_pixels(data: bytes) -> np.ndarray:
-    """(H, W, 4) uint8 of `encode_rgba`."""
-    return np.asarray(imagecodecs.webp_decode(data, hasalpha=True))
+    """(H, W, 4) uint8 of `encode_pixels`; what `fill_picture` does in one pass with everything after."""
+    planes = np.cumsum(decode_planes(data), axis=1, dtype=np.uint8)
+    planes[[0, 2]] += planes[1]
+    return np.ascontiguousarray(planes.transpose(1, 2, 0))
 
 
-def fill_picture(pixels: np.ndarray, colour: Tensor, alpha: Tensor) -> None:
-    """Fill colour (3, h, w) and alpha (1, h, w), zeros when given, in [0, 1], from pixels of `decode_pixels`: as they are, or
-    where the sizes differ as `Views.resized` makes them."""
-    (height, width), (before, beside) = colour.shape[1:], pixels.shape[:2]
+def fill_picture(steps: np.ndarray, colour: np.ndarray, alpha: np.ndarray, background: float | None = None) -> None:
+    """Fill colour (3, h, w) and alpha (1, h, w) float32, in [0, 1], from a picture's planes of steps (4, H, W): as
+    `decode_pixels` gives it or, where the sizes differ, as `Views.resized` makes it; `Views.composited` over a background."""
+    (height, width), (before, beside) = colour.shape[1:], steps.shape[1:]
+    over, grey = background is not None, np.float32(background or 0.0)
     if (height, width) == (before, beside):
-        copy_pixels(pixels, colour.numpy(), alpha.numpy())
+        copy_pixels(steps, over, grey, colour, alpha)
     else:
-        resize_pixels(pixels, *triangle(before, height), *triangle(beside, width), colour.numpy(), alpha.numpy())
+        resize_pixels(steps, *triangle(before, height), *triangle(beside, width), over, grey, colour, alpha)
 
 
 def decode_rgba(data: bytes) -> tuple[Tensor, Tensor]:
     """Colour (3, H, W) and alpha (1, H, W) in [0, 1] of `encode_rgba`."""
-    pixels = decode_pixels(data)
-    colour, alpha = torch.zeros(3, *pixels.shape[:2]), torch.zeros(1, *pixels.shape[:2])
-    fill_picture(pixels, colour, alpha)
-    return colour, alpha
+    steps = decode_planes(data)
+    colour, alpha = (np.empty((channels, *steps.shape[1:]), np.float32) for channels in (3, 1))
+    fill_picture(steps, colour, alpha)
+    return torch.from_numpy(colour), torch.from_numpy(alpha)
 
 
 def depth_code(depth: Tensor, where: object) -> tuple[float, float]:
@@ -110,20 +161,37 @@ def depth_code(depth: Tensor, where: object) -> tuple[float, float]:
 
 
 def encode_depth(depth: Tensor, scale: float, offset: float) -> bytes:
-    """JPEG-LS (lossless) of the 16-bit codes of one depth map (H, W)."""
+    """One depth map (H, W) as `encode_codes` of its codes."""
     codes = torch.where(depth > 0, ((depth.double() - offset) / scale).round() + 1, 0.0)
-    return bytes(imagecodecs.jpegls_encode(codes.numpy().astype(np.uint16)))
+    return encode_codes(codes.numpy().astype(np.uint16))
 
 
-def decode_depth(data: bytes, scale: float, offset: float, size: tuple[int, int] | None = None) -> Tensor:
-    """Depth map (H, W), 0 = no surface, of `encode_depth`: exact arithmetic also in float32, whose 24 bits hold every code.
-    With a size, the nearest pixels' depth, as `Views.resized` picks them."""
-    codes = imagecodecs.jpegls_decode(data)
-    height, width = size or codes.shape
-    depth = torch.empty(height, width)
-    places = nearest(codes.shape[0], height), nearest(codes.shape[1], width)
-    pick_depth(codes, *places, np.float32(scale), np.float32(offset - scale), depth.numpy())
-    return depth
+def encode_codes(codes: np.ndarray) -> bytes:
+    """Codes (H, W) uint16, exactly: the steps from row to row modulo 65536, a plane of low bytes, then one of high bytes."""
+    steps = np.diff(codes, axis=0, prepend=np.uint16(0))
+    return encode_planes(np.stack([steps & 255, steps >> 8]).astype(np.uint8))
+
+
+def decode_codes(data: bytes) -> np.ndarray:
+    """(H, W) uint16 of `encode_codes`; what `fill_depth` does in one pass with everything after."""
+    low, high = decode_planes(data).astype(np.uint16)
+    return np.cumsum(low + 256 * high, axis=0, dtype=np.uint16)
+
+
+def fill_depth(steps: np.ndarray, scale: float, offset: float, depth: np.ndarray) -> None:
+    """Fill depth (h, w) float32, 0 = no surface, from planes of steps (2, H, W): exact arithmetic also in float32, whose 24
+    bits hold every code; where the sizes differ, the nearest pixels' depth, as `Views.resized` picks them."""
+    (before, beside), (height, width) = steps.shape[1:], depth.shape
+    places = nearest(before, height), nearest(beside, width)
+    pick_depth(steps, *places, np.float32(scale), np.float32(offset - scale), depth)
+
+
+def decode_depth(data: bytes, scale: float, offset: float) -> Tensor:
+    """Depth map (H, W), 0 = no surface, of `encode_depth`."""
+    steps = decode_planes(data)
+    depth = np.empty(steps.shape[1:], np.float32)
+    fill_depth(steps, scale, offset, depth)
+    return torch.from_numpy(depth)
 
 
 # --- arrays and metadata ---------------------------------------------------------------------------------------------
@@ -140,12 +208,12 @@ def decode_array(data: bytes) -> Tensor:
 
 
 def encode_occupancy(grid: Tensor) -> bytes:
-    """Packed bits of a grid (R, R, R), compressed."""
-    return zlib.compress(pack(grid), 9)
+    """Packed bits of a grid (R, R, R) in zstd."""
+    return bytes(imagecodecs.zstd_encode(pack(grid), level=ZSTD_LEVEL))
 
 
 def decode_occupancy(data: bytes, resolution: int) -> Tensor:
-    return unpack(zlib.decompress(data), resolution)
+    return unpack(bytes(imagecodecs.zstd_decode(data)), resolution)
 
 
 def surface_from_depth(views: Views, normals: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
@@ -259,7 +327,7 @@ def encode_object(
     members = _view_members("", views, scale, offset)
     if test is not None:
         members |= _view_members("test.", test, scale, offset)
-    members["occupancy.zlib"] = encode_occupancy(occupancy.grid)
+    members[OCCUPANCY] = encode_occupancy(occupancy.grid)
     members["surface.points.npy"] = encode_array(surface[0].float())
     members["surface.normals.npy"] = encode_array(surface[1].half())
     meta = {
@@ -292,9 +360,9 @@ def _view_members(prefix: str, views: Views, scale: float, offset: float) -> dic
         f"{prefix}cameras.intrinsics.npy": encode_array(views.cameras.intrinsics.float()),
     }
     for i in range(len(views)):
-        members[f"{prefix}rgba.{i:02d}.webp"] = encode_rgba(views.colour[i], views.alpha[i])
+        members[rgba_member(prefix, i)] = encode_rgba(views.colour[i], views.alpha[i])
         if views.depth is not None:
-            members[f"{prefix}depth.{i:02d}.jls"] = encode_depth(views.depth[i], scale, offset)
+            members[depth_member(prefix, i)] = encode_depth(views.depth[i], scale, offset)
     return members
 
 

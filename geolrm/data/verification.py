@@ -126,10 +126,10 @@ def check_members(
     """The faults of the members that the rows list; `file` holds the shard's bytes."""
     for row in [] if table is None else table.select(["key", "sha256", "members"]).to_pylist():
         places = {member["name"]: (member["offset"], member["size"]) for member in row["members"]}
-        reader = MemberReader(tar, row["key"], places, (file, 0))
+        reader = MemberReader(tar, row["key"], row["sha256"], places, file=file)
         verdict.objects += 1
         try:
-            hashes = reader.read_meta(row["sha256"])["sha256"]
+            hashes = reader.read_meta()["sha256"]
         except (BadInput, KeyError) as error:
             yield _named(error, tar, row["key"])
             continue

@@ -52,7 +52,8 @@ def _generator(*parts: object) -> random.Random:
 
 
 def draw_views(sample: AnySample, optimisation: Optimisation, epoch: int) -> Drawn:
-    """`optimisation.views` of the object's views in random order, at the training size. Raises BadInput `too_few_views`."""
+    """`optimisation.views` of the object's views in random order, at the training size and over white. Raises BadInput
+    `too_few_views`."""
     if optimisation.views > len(sample.roles):
         detail = f"{optimisation.views} views are to be drawn, it has {len(sample.roles)}"
         raise BadInput("too_few_views", sample.key, detail, "lower optimisation.views of this stage")
@@ -60,7 +61,7 @@ def draw_views(sample: AnySample, optimisation: Optimisation, epoch: int) -> Dra
         range(len(sample.roles)), optimisation.views
     )
     size = optimisation.image_size
-    return Drawn(sample.key, sample.views(picked, (size, size)), sample.occupancy)
+    return Drawn(sample.key, sample.views(picked, (size, size), BACKGROUND), sample.occupancy)
 
 
 def input_count(optimisation: Optimisation, step: int) -> int:

@@ -163,7 +163,7 @@ def verdict(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("fault: ")]
 
 
-@pytest.mark.parametrize("member", ["meta.json", "rgba.07.webp", "occupancy.zlib", "test.depth.15.jls"])
+@pytest.mark.parametrize("member", ["meta.json", "rgba.07.npy.zst", "occupancy.zst", "test.depth.15.npy.zst"])
 def test_verify_names_the_file_and_the_member_of_a_changed_byte(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], member: str
 ) -> None:
@@ -176,7 +176,7 @@ def test_verify_names_the_file_and_the_member_of_a_changed_byte(
 def test_verify_names_every_member_that_a_cut_took(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    offset, size = places(home, "val-00000")["rgba.30.webp"]
+    offset, size = places(home, "val-00000")["rgba.30.npy.zst"]
     os.truncate(home / "shards" / "val-000000.tar", offset + size // 2)
     lost = {name for name, (start, _) in places(home, "val-00000").items() if start >= offset}
     faults = verdict(home, monkeypatch, capsys)

@@ -10,6 +10,7 @@ import torch
 from spheres import build_all, sphere_object
 
 from geolrm.data import loader, shards
+from geolrm.data.catalog import read_rows
 from geolrm.data.loader import ShardDataset, batches, order, stream
 from geolrm.failures import BadInput
 
@@ -49,10 +50,30 @@ def test_a_sample_is_the_object_that_went_in(home: Path) -> None:
 
 def test_only_the_picked_views_are_decoded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
-    real = shards.decode_pixels
-    monkeypatch.setattr(shards, "decode_pixels", lambda data: decoded.append(len(data)) or real(data))
+    real = shards.decode_planes
+    monkeypatch.setattr(shards, "decode_planes", lambda data: decoded.append(len(data)) or real(data))
     ShardDataset(home, "train").sample(0).views([1, 7, 30])
-    assert len(decoded) == 3
+    assert len(decoded) == 2 * 3  # colour and depth
+
+
+@pytest.mark.parametrize("size", [None, (21, 17)])
+def test_views_read_over_a_background_are_those_read_straight_and_composited(
+    home: Path, size: tuple[int, int] | None
+) -> None:
+    sample = ShardDataset(home, "train").sample(1)
+    straight, over = sample.views([3, 0], size), sample.views([3, 0], size, 1.0)
+    assert (over.composited(1.0) - straight.composited(1.0)).abs().max() < 4e-5
+    assert torch.equal(over.alpha, straight.alpha)
+    assert over.depth is not None
+    assert straight.depth is not None
+    assert torch.equal(over.depth, straight.depth)
+
+
+def test_a_shard_of_another_version_of_the_format_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "FORMAT_VERSION", 99)
+    with pytest.raises(BadInput, match=r"(?s)version \d+ .* reads version 99.*pipelines\.shard") as error:
+        ShardDataset(home, "train").sample(0)
+    assert error.value.reason == "shard_format"
 
 
 def test_orbit_inputs_are_spread_over_the_orbit_by_role(home: Path) -> None:
@@ -160,10 +181,11 @@ def read_some(sample_of: Callable[[int], loader.Sample]) -> None:
     assert sample.occupancy.any()
 
 
-@pytest.mark.parametrize("member", ["meta.json", "rgba.05.webp", "occupancy.zlib", "cameras.poses.npy"])
+@pytest.mark.parametrize("member", ["meta.json", "rgba.05.npy.zst", "occupancy.zst", "cameras.poses.npy"])
 def test_a_changed_byte_is_found_by_its_hash(broken: Path, member: str) -> None:
     data = ShardDataset(broken, "train")
-    places = {m["name"]: m["offset"] for m in data._rows["members"][0].as_py()}
+    (row, *_) = read_rows(broken / "catalog.parquet").to_pylist()
+    places = {place["name"]: place["offset"] for place in row["members"]}
     with (broken / "shards" / "train-000000.tar").open("r+b") as file:
         file.seek(places[member] + 30)
         byte = file.read(1)

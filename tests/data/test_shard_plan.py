@@ -40,7 +40,7 @@ def test_whatever_shapes_the_bytes_of_a_shard_changes_its_fingerprint(changed: s
     if changed == "format":
         monkeypatch.setattr(shard_plan, "FORMAT_VERSION", 99)
     elif changed == "codec":
-        monkeypatch.setattr(shard_plan, "codec_versions", lambda: {"webp": "99"})
+        monkeypatch.setattr(shard_plan, "codec_versions", lambda: {"imagecodecs": "99"})
     elif changed == "data set":
         given = {"dataset": "another"}
     elif changed in ("resolution", "points"):

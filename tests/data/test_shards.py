@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from imagecodecs import jpegls_decode
-from PIL import Image
+from imagecodecs import zstd_decode
 from spheres import sphere_object, write_spheres
 
 from geolrm.cameras import Cameras
@@ -57,6 +56,21 @@ def test_colour_is_kept_to_the_bit_also_where_alpha_is_zero() -> None:
     assert torch.equal(torch.cat([colour, alpha]), noise)
 
 
+def noise_views(size: tuple[int, int]) -> Views:
+    """Two views of noise with 8-bit colours and coded depths, with clear rows in one and a clear margin in the other."""
+    draw = torch.Generator().manual_seed(0)
+    rgba = torch.randint(0, 256, (2, 4, *size), generator=draw)
+    rgba[:, 3] = (2 * rgba[:, 3] - 200).clamp(0, 255)
+    rgba[0, 3, : size[0] // 3] = 0
+    rgba[1, 3, :, : size[1] // 2] = 0
+    picture = rgba.float() / 255
+    depth = torch.randint(0, 9000, (2, *size), generator=draw).clamp(min=800) - 800
+    depth = torch.where(depth > 0, 1 + depth * shards.DEPTH_STEP, 0.0)
+    cameras = Cameras(torch.eye(4).expand(2, 4, 4), torch.eye(3).expand(2, 3, 3))
+    return Views("noise", cameras, picture[:, :3], picture[:, 3:], depth)
+
+
+@pytest.mark.parametrize("background", [None, 1.0, 0.25])
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -68,29 +82,49 @@ def test_colour_is_kept_to_the_bit_also_where_alpha_is_zero() -> None:
         ((7, 9), (7, 9)),
     ],
 )
-def test_what_is_read_at_another_size_is_what_plain_torch_resizes(
-    before: tuple[int, int], after: tuple[int, int]
+def test_what_is_read_at_another_size_and_over_a_background_is_what_plain_torch_makes_of_it(
+    before: tuple[int, int], after: tuple[int, int], background: float | None
 ) -> None:
     """Alpha and visible colour to a hundredth of an 8-bit step, depth to the bit."""
-    draw = torch.Generator().manual_seed(0)
-    rgba = torch.randint(0, 256, (2, 4, *before), generator=draw)
-    rgba[:, 3] = (2 * rgba[:, 3] - 200).clamp(0, 255)
-    rgba[0, 3, : before[0] // 3] = 0  # clear rows and a clear margin
-    rgba[1, 3, :, : before[1] // 2] = 0
-    picture = rgba.float() / 255
-    depth = torch.randint(0, 9000, (2, *before), generator=draw).clamp(min=800) - 800
-    depth = torch.where(depth > 0, 1 + depth * shards.DEPTH_STEP, 0.0)
-    cameras = Cameras(torch.eye(4).expand(2, 4, 4), torch.eye(3).expand(2, 3, 3))
-    expected = Views("noise", cameras, picture[:, :3], picture[:, 3:], depth).resized(*after)
+    views = noise_views(before)
+    expected = views.resized(*after) if background is None else views.over(background).resized(*after)
     assert expected.depth is not None
+    assert views.depth is not None
     for i in range(2):
-        colour, alpha = torch.zeros(3, *after), torch.zeros(1, *after)
-        shards.fill_picture(shards.decode_pixels(shards.encode_rgba(picture[i, :3], picture[i, 3:])), colour, alpha)
-        assert (alpha - expected.alpha[i]).abs().max() < 2e-5
-        assert ((colour - expected.colour[i]) * expected.alpha[i]).abs().max() < 4e-5
-        scale, offset = shards.depth_code(depth[i], "here")
-        read = shards.decode_depth(shards.encode_depth(depth[i], scale, offset), scale, offset, after)
-        assert torch.equal(read, expected.depth[i])
+        member = shards.encode_rgba(views.colour[i], views.alpha[i])
+        colour, alpha = np.full((3, *after), np.nan, np.float32), np.full((1, *after), np.nan, np.float32)
+        shards.fill_picture(shards.decode_planes(member), colour, alpha, background)
+        assert (torch.from_numpy(alpha) - expected.alpha[i]).abs().max() < 2e-5
+        visible = expected.alpha[i] if background is None else 1.0
+        assert ((torch.from_numpy(colour) - expected.colour[i]) * visible).abs().max() < 4e-5
+        scale, offset = shards.depth_code(views.depth[i], "here")
+        read = np.full(after, np.nan, np.float32)
+        shards.fill_depth(shards.decode_planes(shards.encode_depth(views.depth[i], scale, offset)), scale, offset, read)
+        assert np.array_equal(read, expected.depth[i].numpy())
+
+
+def test_the_readable_decoders_say_what_the_fast_ones_do() -> None:
+    views = noise_views((37, 41))
+    assert views.depth is not None
+    for i in range(2):
+        member = shards.encode_rgba(views.colour[i], views.alpha[i])
+        pixels = torch.from_numpy(shards.decode_pixels(member).astype(np.float32) / np.float32(255)).permute(2, 0, 1)
+        assert torch.equal(pixels, torch.cat(shards.decode_rgba(member)))
+        scale, offset = shards.depth_code(views.depth[i], "here")
+        coded = shards.encode_depth(views.depth[i], scale, offset)
+        codes = torch.from_numpy(shards.decode_codes(coded).astype(np.float32))
+        depth = torch.where(codes > 0, offset + scale * (codes - 1), 0.0)
+        assert torch.equal(depth, shards.decode_depth(coded, scale, offset))
+
+
+def test_planes_of_anything_but_bytes_in_rows_are_refused() -> None:
+    from imagecodecs import zstd_encode
+
+    for array in (np.zeros((4, 3, 2), np.uint16), np.asfortranarray(np.zeros((4, 3, 2), np.uint8))):
+        file = io.BytesIO()
+        np.save(file, array)
+        with pytest.raises(ValueError, match="planes"):
+            shards.decode_planes(zstd_encode(file.getvalue()))
 
 
 def test_an_opaque_picture_keeps_its_alpha() -> None:
@@ -128,16 +162,16 @@ def test_a_sample_holds_what_the_object_holds(job: ShardJob) -> None:
     assert kept == [i for i in range(40) if i not in (24, 39)]
     assert torch.equal(shards.decode_array(members["cameras.poses.npy"]), obj.views.cameras.camera_to_world[kept])
     for i in (0, 24, 37):
-        colour, alpha = shards.decode_rgba(members[f"rgba.{i:02d}.webp"])
+        colour, alpha = shards.decode_rgba(members[f"rgba.{i:02d}.npy.zst"])
         assert torch.equal(colour, obj.views.colour[kept[i]])
         assert torch.equal(alpha, obj.views.alpha[kept[i]])
     assert obj.test_views is not None
-    assert torch.equal(shards.decode_rgba(members["test.rgba.05.webp"])[0], obj.test_views.colour[5])
+    assert torch.equal(shards.decode_rgba(members["test.rgba.05.npy.zst"])[0], obj.test_views.colour[5])
 
 
 def test_the_label_is_what_the_kept_views_hit_and_no_test_view_adds_to_it(job: ShardJob) -> None:
     members, obj = members_of(job.tar, "train-00001"), sphere_object("train-00001")
-    grid = shards.decode_occupancy(members["occupancy.zlib"], 16)
+    grid = shards.decode_occupancy(members["occupancy.zst"], 16)
     assert obj.views.depth is not None
     points = obj.views.cameras.unproject(obj.views.depth)[obj.views.depth > 0]
     expected = {tuple(row) for row in torch.floor((points + 0.5) * 16).long().tolist()}
@@ -287,15 +321,11 @@ def kind_of(name: str, data: bytes, meta: dict[str, object]) -> str:
     """Type and shape of a member as the table writes them, found out without the code under test."""
     if name.endswith(".json"):
         return "json" if isinstance(json.loads(data), dict) else "?"
-    if name.endswith(".zlib"):
-        import zlib
-
-        side = round((8 * len(zlib.decompress(data))) ** (1 / 3))
+    plain = zstd_decode(data) if name.endswith(".zst") else data
+    if name == "occupancy.zst":
+        side = round((8 * len(plain)) ** (1 / 3))
         return f"bits ({side}, {side}, {side})"
-    if name.endswith(".npy"):
-        array = np.load(io.BytesIO(data))
-    else:
-        array = jpegls_decode(data) if name.endswith(".jls") else np.array(Image.open(io.BytesIO(data)))
+    array = np.load(io.BytesIO(plain))
     return f"{array.dtype} {array.shape}"
 
 

@@ -38,14 +38,17 @@ class GeneratedSample:
     voxel_resolution: int
     device: torch.device
 
-    def views(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> Views:
-        """The views at these positions, in this order, on the device, of that height and width. Raises BadInput
-        `too_few_views`."""
+    def views(
+        self, indices: Sequence[int], size: tuple[int, int] | None = None, background: float | None = None
+    ) -> Views:
+        """The views at these positions, in this order, on the device, of that height and width, over a grey level or
+        straight. Raises BadInput `too_few_views`."""
         if not indices or min(indices) < 0 or max(indices) >= len(self.cameras):
             detail = f"views {list(indices)} asked for, it has {len(self.cameras)}"
             raise BadInput("too_few_views", self.key, detail, "ask for fewer views")
         views = self._traced(list(indices), self.settings.supersampling)
-        return views if size is None else views.resized(*size)
+        views = views if size is None else views.resized(*size)
+        return views if background is None else views.over(background)
 
     def orbit_inputs(self, count: int) -> list[int]:
         """Positions of `count` input views spread evenly over the orbit."""
