@@ -2,8 +2,9 @@
 
 In: object tars, or small procedural objects made here. Out: a JSON file with one row a kill and its passport; exit status 1
 unless every row holds. Convention: the victims take turns (a worker, the main process with the scheduler in it, the scheduler of
-a cluster of separate processes); the moment is drawn evenly over the time from the first file that appears to just after the
-catalog of an undisturbed run; a kill that comes after the run's end hits nothing, is drawn again and counted. A row holds if,
+a cluster of separate processes); the moment is drawn in two steps, so that it falls into the work however busy the machine is: so
+many shards must be finished, and then a time passes, at most twice what a shard took undisturbed; a kill that comes after the
+catalog is written hits nothing, is drawn again and counted. A row holds if,
 right after the kill, every shard that is marked as finished has the undisturbed run's bytes; if a run that lost a worker ended
 well by itself; and if the next run ends well, on the undisturbed run's bytes, with no temporary file left. Trade: small objects,
 since what differs between moments is which file is half written, not its size; the next run is the stage's own function in this
@@ -53,7 +54,7 @@ class Kill:
     """One kill and what came of it.
 
     Attributes:
-        victim: which process was killed, `moment` seconds after the first file appeared.
+        victim: which process was killed, `delay` seconds after the first file had appeared and `after` shards were finished.
         finished: shards that were marked as finished just after it; `half_written`: temporary files that lay there.
         status: exit status of the run that was disturbed; negative where it was itself the victim.
         truthful: whether every shard marked as finished had the undisturbed run's bytes.
@@ -61,7 +62,8 @@ class Kill:
     """
 
     victim: str
-    moment: float
+    after: int
+    delay: float
     finished: int
     half_written: int
     status: int
@@ -129,7 +131,7 @@ def cluster(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     try:
         worker = [*dask, "worker", "--nthreads", "1", "--no-nanny", "--local-directory", str(folder), *common]
         processes += [background(worker) for _ in range(WORKERS)]
-        wait_until(file.exists, processes[0])
+        wait_until(lambda: file.exists() and file.read_text().endswith("}"), processes[0])  # it is not written at once
         yield json.loads(file.read_text())["address"], processes[0]
     finally:
         for process in processes:
@@ -174,25 +176,30 @@ def a_worker_of(process: subprocess.Popen[bytes], folder: Path) -> int | None:
     return workers[0] if workers else None
 
 
-def disturb(bench: Bench, output: Path, victim: str, moment: float, truth: dict[str, str]) -> Kill | None:
-    """Run the stage, kill the victim that long after the first file, look, run it again; None if the kill came too late."""
+def disturb(bench: Bench, output: Path, victim: str, after: int, delay: float, truth: dict[str, str]) -> Kill | None:
+    """Run the stage, kill the victim so long after so many shards, look, run it again; None if the kill came too late."""
     shards = bench.shards(output)
+    catalog = shards.parent / "catalog.parquet"
+
+    def at_the_moment(run: subprocess.Popen[bytes]) -> bool:
+        """Wait for it; whether there is still work to disturb."""
+        wait_until(lambda: writes(shards) and len(list(shards.glob("*.stats.json"))) >= after, run)
+        time.sleep(delay)
+        return run.poll() is None and not catalog.exists()
+
     if victim == "scheduler":
         with cluster(bench.folder) as (address, scheduler):
             run = bench.start(output, address)
-            wait_until(lambda: writes(shards), run)
-            time.sleep(moment)
-            late = run.poll() is not None
+            hit = at_the_moment(run)
             scheduler.kill()
             run.wait(WAIT)
     else:
         run = bench.start(output)
-        wait_until(lambda: writes(shards), run)
-        time.sleep(moment)
+        hit = at_the_moment(run)
         pid = run.pid if victim == "main" else a_worker_of(run, shards)
-        late = run.poll() is not None or pid is None or not killed(pid)
+        hit = pid is not None and killed(pid) and hit
         run.wait(WAIT)
-    if late:
+    if not hit:
         return None
     finished = [path.name.partition(".")[0] for path in shards.glob("*.stats.json")]
     there = bench.products(output)
@@ -203,7 +210,7 @@ def disturb(bench: Bench, output: Path, victim: str, moment: float, truth: dict[
         truthful &= there == truth
     half_written = len(list(shards.glob(TEMPORARY)))
     equal = bench.again(output) == 0 and bench.products(output) == truth and not list(shards.glob(TEMPORARY))
-    return Kill(victim, round(moment, 3), len(finished), half_written, run.returncode, truthful, equal)
+    return Kill(victim, after, round(delay, 3), len(finished), half_written, run.returncode, truthful, equal)
 
 
 def killed(pid: int) -> bool:
@@ -251,10 +258,11 @@ def run_faults(
         wait_until(lambda: writes(bench.shards(undisturbed)), run)
         first = time.perf_counter()
         wait_until((bench.shards(undisturbed).parent / "catalog.parquet").exists, run)
-        span = 1.05 * (time.perf_counter() - first)
+        span = time.perf_counter() - first
         if run.wait(WAIT) != 0:
             raise BadInput("undisturbed_failed", chosen[0].parent, "the stage fails on these objects undisturbed too")
         truth = bench.products(undisturbed)
+        shards = sum(name.endswith(".tar") for name in truth)
         facts = passport(
             objects=[path.stem for path in chosen],
             pixels=size if objects is None else None,
@@ -266,7 +274,8 @@ def run_faults(
         with tqdm(total=moments, desc="kills") as progress:
             while len(rows) < moments:
                 victim, output = VICTIMS[len(rows) % len(VICTIMS)], home / "disturbed"
-                kill = disturb(bench, output, victim, draw.uniform(0, span), truth)
+                after, delay = draw.randrange(shards), draw.uniform(0, 2 * span / shards)
+                kill = disturb(bench, output, victim, after, delay, truth)
                 shutil.rmtree(output)
                 (bench.folder / DATASET / bench.preset / "shard-hashes.json").unlink(missing_ok=True)
                 if kill is None:
@@ -275,7 +284,7 @@ def run_faults(
                 rows.append(kill)
                 progress.update()
                 summary = summed_up(rows, late, truth) | {
-                    "undisturbed_seconds": round(span / 1.05, 3),
+                    "undisturbed_seconds": round(span, 3),
                     "seconds": round(time.perf_counter() - started, 1),
                 }
                 record = {"summary": summary, "rows": [asdict(row) for row in rows], "passport": facts}

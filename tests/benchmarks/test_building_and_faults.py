@@ -33,7 +33,7 @@ def test_a_thousand_numbers_are_thinned_to_fifty_with_the_first_and_the_last() -
 
 
 def test_a_kill_holds_only_if_nothing_was_lost_and_a_lost_worker_did_not_end_the_run() -> None:
-    good = Kill("main", 0.1, 1, 1, -9, truthful=True, equal=True)
+    good = Kill("main", 1, 0.1, 1, 1, -9, truthful=True, equal=True)
     assert good.holds
     assert not replace(good, truthful=False).holds
     assert not replace(good, equal=False).holds

@@ -58,7 +58,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             worker = [*dask, "worker", "--nthreads", "1", "--no-nanny", "--preload", "geolrm.data.shard_build", *common]
             processes += [subprocess.Popen(worker, **quiet) for _ in range(2)]
             deadline = time.monotonic() + 240
-            while not file.exists():
+            while not (file.exists() and file.read_text().endswith("}")):  # it is not written at once
                 assert processes[0].poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
