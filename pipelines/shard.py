@@ -100,6 +100,9 @@ def build(job: ShardJob, patience: float = PATIENCE) -> None:
     and uploaded whole, the stats last: they vouch for the other two."""
     from geolrm.data.shard_build import build_shard
 
+    done = read_stats(job)
+    if done is not None and done.get("fingerprint") == job.fingerprint:
+        return  # by an earlier turn of this task: the cluster does it again where the worker that had done it died
     if not is_remote(job.tar):
         build_shard(job)
         return
@@ -213,6 +216,8 @@ def shard(
         catalog = target / "catalog.parquet"
         if stale:
             remove(catalog)  # a catalog that is there speaks of the shards that are there
+        for job in stale:
+            remove(job.stats, patience)  # so that what is there while workers build was built by them
         failures = build_shards(stale, workers, scheduler, patience) if stale else []
         if not failures:
             write_if_changed(catalog, merge_catalogs(job.rows for job in jobs))

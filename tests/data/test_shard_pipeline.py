@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,9 @@ import pytest
 import yaml
 from spheres import sphere_object, write_params, write_spheres
 
+from geolrm.config import load_params
 from geolrm.data.object_tar import write_object_tar
+from geolrm.data.shard_plan import HashCache, find_objects, plan_shards
 from geolrm.failures import BadInput
 from pipelines import shard as stage
 
@@ -301,6 +304,21 @@ def test_killed_under_dvc_repro_it_is_finished_by_the_next_one(undisturbed: Path
     again = subprocess.run([*dvc, "repro"], cwd=root, env=environment, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stdout + again.stderr
     assert products(root) == products(undisturbed)
+
+
+def test_a_task_that_the_cluster_does_again_leaves_the_finished_shard_alone(undisturbed: Path, tmp_path: Path) -> None:
+    """As it does where a worker dies after its task: the run may end before the second turn does."""
+    home = copy_inputs(undisturbed, tmp_path) / "spheres" / "smoke"
+    (home / "shards").mkdir()
+    settings = load_params(tmp_path / "params.yaml").shard
+    found = find_objects(home / "objects", HashCache(home / "shard-hashes.json"), 1)
+    job = plan_shards(found, home / "shards", "spheres", settings)[0]
+    stage.build(job)
+    before = {path: path.stat().st_mtime_ns for path in (job.tar, job.rows, job.stats)}
+    stage.build(job)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    stage.build(replace(job, fingerprint="another"))
+    assert job.stats.stat().st_mtime_ns > before[job.stats]
 
 
 def test_a_folder_without_objects_is_named(tmp_path: Path) -> None:
