@@ -155,7 +155,10 @@ def test_a_run_is_trained_judged_kept_and_goes_on_when_it_was_stopped(
     monkeypatch.delenv("GEOLRM_LPIPS_WEIGHTS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "nothing"))
     params = load_params("params.yaml")
-    folder, data = Path("results") / params.preset / "ablations", TrainingData.of(params, "procedural", False)
+    folder, data = (
+        Path("results") / params.preset / "ablations",
+        TrainingData.of(params, "procedural", generate=False, datasets="datasets", cache_gib=0),
+    )
     perceptual = load_perceptual("auto")
     assert "stopped" in run_one("no_rope", params, data, perceptual, steps=3, anchors=16, minutes=1e-9)
     Run(("no_rope",), steps=3, anchors=16, minutes=0.0)()

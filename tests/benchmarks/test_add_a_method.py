@@ -49,7 +49,7 @@ def test_the_page_s_file_and_command_give_what_it_promises(ball, tiny_dataset, t
     assert [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     (key,) = ShardDataset(tiny_dataset / "datasets" / "procedural" / "tiny", "test").keys
     kept = {file.name for file in (folder / "artefacts" / ball / key / "4").iterdir()}
-    assert kept == {"input.png", "truth.png", "render.png", "error.png", "gaussians.ply", "mesh.glb"}
+    assert kept == {"input.png", "truth.png", "render.png", "error.png", "turntable.webm", "gaussians.ply", "mesh.glb"}
     shown = capsys.readouterr().out
     assert "truth against truth" in shown
     assert "geolrm-bench-v1 with image_size" in shown
