@@ -23,6 +23,7 @@ CURVES = (
 GREY = "#8b9199"
 COLOURS = ("#d98b2b", "#3a9d74", "#c4679b", "#7f72c6", "#c9584a", "#4fa3c7", "#9a8a3c", "#6b8f4e")
 MAIN_COLOUR = "#3279bd"
+LOGARITHMIC = {"type": "log", "tickvals": [m * 10.0**e for e in range(-5, 5) for m in (1, 2, 5)], "tickformat": "~g"}
 FAR_APART = 20  # largest value over smallest, from which an axis of distances is logarithmic
 MOST_POINTS = 800  # of a training curve
 
@@ -55,7 +56,7 @@ def view_curves(group: Record, metric: str, colours: dict[str, str], main: str) 
         return None
     layout: Chart = {"xaxis": axis}
     if metric.startswith("cd_") and 0 < min(values) < max(values) / FAR_APART:  # else one failure flattens all others
-        layout["yaxis"] = {"type": "log"}
+        layout["yaxis"] = LOGARITHMIC
     return {"data": bands + lines, "layout": layout}
 
 
@@ -137,7 +138,7 @@ def pareto(group: Record, metric: str, cost: str, colours: dict[str, str], main:
     }
     axis: Chart = {"title": {"text": price.label}}
     if cost == "latency_s":
-        axis |= {"type": "log", "tickvals": [m * 10.0**e for e in range(-5, 5) for m in (1, 2, 5)], "tickformat": "~g"}
+        axis |= LOGARITHMIC
     return {"data": [dashed, *lines], "layout": {"xaxis": axis}}
 
 

@@ -94,20 +94,20 @@ def gobjaverse_folder(root: Path, identifier: str, files: dict[str, bytes], *, l
 
 
 def gso_zip(textured: bool = True) -> bytes:
-    """A zip as Gazebo Fuel gives it: a square with a texture."""
+    """A zip as Gazebo Fuel gives it: a square with a texture. The same bytes at any time of the day."""
+    files: dict[str, bytes | str] = {
+        "model.config": "<model/>",
+        "model.sdf": "<sdf/>",
+        "meshes/model.mtl": "newmtl m\nmap_Kd texture.png\n",
+        "meshes/model.obj": "mtllib model.mtl\nusemtl m\nv 0 0 0\nv 1 0 0\nv 1 1 0.5\nvt 0 0\nvt 1 0\nvt 1 1\nf 1/1 2/2 3/3\n",
+    }
+    if textured:
+        files["materials/textures/texture.png"] = png(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8))
+    files["thumbnails/0.jpg"] = bytes(50)
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("model.config", "<model/>")
-        archive.writestr("model.sdf", "<sdf/>")
-        archive.writestr("meshes/model.mtl", "newmtl m\nmap_Kd texture.png\n")
-        archive.writestr(
-            "meshes/model.obj",
-            "mtllib model.mtl\nusemtl m\nv 0 0 0\nv 1 0 0\nv 1 1 0.5\nvt 0 0\nvt 1 0\nvt 1 1\nf 1/1 2/2 3/3\n",
-        )
-        if textured:
-            noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
-            archive.writestr("materials/textures/texture.png", png(noise))
-        archive.writestr("thumbnails/0.jpg", bytes(50))
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)  # dated 1980
     return buffer.getvalue()
 
 
