@@ -5,7 +5,8 @@ of its own, so that only the views that are picked get read and decoded; duplica
 metadata lists the SHA-256 of every other member; times, owners and orders are fixed, so that equal input gives equal
 bytes. `docs/shard-format.md` is the contract and a test parses its table. Colour is kept to the bit, depth to 1/16384 of the
 object cube; both, and the occupancy, as planes of bytes, each row less the row above it, in zstd. Trade: a quarter more bytes
-than lossless WebP, which takes five times as long to read, and no picture viewer opens them (`decode_pixels` is four lines);
+an object than lossless WebP and JPEG-LS, which take about four times as long to read, and no picture viewer opens them
+(`decode_pixels` is four lines);
 `benchmarks/speed/codecs.py` measures them against their alternatives. Verified by round trips, by error bounds, by comparing
 the fast readers with plain torch, and by reading with `webdataset`.
 """
