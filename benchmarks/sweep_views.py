@@ -233,11 +233,12 @@ class DatasetSweep:
         return passport(
             protocol=protocol.PROTOCOL,
             protocol_hash=protocol.protocol_hash(),
-            settings=self.settings.model_dump(include={*protocol.SETTINGS, "max_anchors"}) | {"inputs": self.inputs},
+            settings=self.settings.model_dump(include={*protocol.SETTINGS}) | {"inputs": self.inputs},
             deviations=protocol.deviations(self.settings),
             dataset_hash=self.dataset_hash,
             split_hash=list_hash(self.names) if self.names else None,
             checkpoint_hash=method.checkpoint if isinstance(method, Method) else None,
+            max_anchors=self.settings.max_anchors if isinstance(method, Method) and method.checkpoint else None,
             code_hash=code_hash(sources(name)),
             lpips=self.perceptual.sha256,
             device=torch.cuda.get_device_name() if on_cuda else "cpu",
@@ -254,12 +255,10 @@ class DatasetSweep:
         """
         if row["status"] == "not_installed":
             return False
-        own = {"checkpoint_hash", "code_hash", "precision"} if row["method"] != passport["method"] else set()
+        of_weights = {"checkpoint_hash", "max_anchors", "precision"}
+        own = of_weights | {"code_hash"} if row["method"] != passport["method"] else set()
         if row["status"] == "cost_only" and passport["checkpoint_hash"] is None:
-            own = own | {
-                "checkpoint_hash",
-                "precision",
-            }  # its weights are still missing: what random ones cost stays true
+            own = own | of_weights  # its weights are still missing: what random ones cost stays true
         today = passport | {name: row["passport"].get(name) for name in own}
         return identity(row["passport"]) == identity(today)
 

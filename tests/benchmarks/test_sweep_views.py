@@ -496,6 +496,13 @@ def test_rows_of_another_checkpoint_dataset_protocol_or_seed_are_made_anew(run, 
     }
 
 
+def test_the_number_of_anchors_concerns_methods_with_weights_alone(run, tmp_path):
+    before = run({"white": nothing}, checkpoint="first", max_anchors=7)
+    assert run({"white": nothing}, checkpoint="first", max_anchors=8) != before
+    before = run({"white": nothing}, max_anchors=7)
+    assert run({"white": nothing}, max_anchors=8) == before
+
+
 def test_rows_without_lpips_are_made_anew_once_its_weights_are_here(run, shared):
     assert run({"white": nothing})[0]["lpips_alex"] is None
     (row,) = run({"white": nothing}, perceptual=load_perceptual("auto", shared / "weights"))
