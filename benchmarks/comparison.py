@@ -233,4 +233,5 @@ def _measured(summary: Record) -> Iterable[dict[str, Any]]:
 
 
 def _numbers(found: Record) -> Record:
-    return {field: found[field] for field in ("mean", "low", "high", "n")}
+    """Six digits: more than any of these is known to."""
+    return {field: None if found[field] is None else f"{found[field]:.6g}" for field in ("mean", "low", "high", "n")}

@@ -47,6 +47,7 @@ from geolrm.config import Params, Sweep, load_params
 from geolrm.data.loader import Sample, ShardDataset
 from geolrm.data.places import Place, place, reached
 from geolrm.data.rig import ORBIT_VIEWS
+from geolrm.data.sample_cache import CACHE_BYTES
 from geolrm.failures import BadInput, run_command
 from geolrm.files import alone_in, sha256_of, write_whole
 from geolrm.gaussians import Gaussians
@@ -91,6 +92,8 @@ class Arguments:
     """File or folder of the LPIPS backbones, instead of GEOLRM_LPIPS_WEIGHTS or the cache."""
     datasets: str = "datasets"
     """Folder of the data sets, or the address of a store such as s3://bucket/datasets."""
+    cache_gib: float = 64.0
+    """How much of this disk (~/.cache/geolrm/samples) samples of a store may take, in GiB."""
     results: Path | None = None
     """Folder of the preset's results, where its checkpoints are read from (results/<preset>)."""
     output: Path | None = None
@@ -575,9 +578,9 @@ def with_arguments(params: Params, arguments: Arguments) -> Params:
     return params.model_copy(update={"sweep": settings})
 
 
-def open_dataset(folder: Place, split: str) -> tuple[ShardDataset, str]:
+def open_dataset(folder: Place, split: str, cache_bytes: int = CACHE_BYTES) -> tuple[ShardDataset, str]:
     """The objects of one split and the hash of the catalog. Raises `BadInput` where nothing is sharded there."""
-    dataset = ShardDataset(folder, split)
+    dataset = ShardDataset(folder, split, cache_bytes=cache_bytes)
     with reached(folder):
         return dataset, sha256_of(folder / "catalog.parquet")
 
@@ -637,8 +640,9 @@ def sweep(arguments: Arguments, apart: bool = False) -> dict[str, list[Row]]:
     protocol.check_page()
     split = params.sweep.split
     lists = {name: split_list(name, split) for name in arguments.dataset}
+    home, cache_bytes = place(arguments.datasets), int(arguments.cache_gib * 2**30)
     opened = {
-        name: open_dataset(place(arguments.datasets) / name / params.preset, LIST_SPLIT if names else split)
+        name: open_dataset(home / name / params.preset, LIST_SPLIT if names else split, cache_bytes)
         for name, names in lists.items()
     }
     with one_thread():
