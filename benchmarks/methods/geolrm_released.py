@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.methods import Context, Method, Spec
+from benchmarks.planted import Planted
 from benchmarks.published import UNTRAINED, VARIABLE, published_folder
-from benchmarks.speed.model import Planted
 from benchmarks.stages import name_stage
 from geolrm.failures import BadInput
 from geolrm.files import sha256_of

@@ -28,9 +28,10 @@ from benchmarks.methods.crm.network import Config as CRMConfig
 from benchmarks.methods.instantmesh.network import PUBLISHED, EncoderSizes, Sizes, TriplaneSizes
 from benchmarks.methods.lgm.network import BIG
 from benchmarks.methods.lgm.network import Config as LGMConfig
+from benchmarks.planted import Planted
 from benchmarks.processes import Tell, in_own_process
 from benchmarks.published import UNTRAINED
-from benchmarks.speed.model import MIB, Planted, drawn_views, full_model
+from benchmarks.speed.model import MIB, drawn_views, full_model
 from geolrm.config import load_params
 from geolrm.failures import BadInput
 from geolrm.files import write_whole

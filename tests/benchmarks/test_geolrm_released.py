@@ -50,7 +50,7 @@ def test_it_computes_what_the_released_mode_does(model):
 
 
 def test_rows_know_its_code():
-    assert {"geolrm_released.py", "model.py", "published.py", "stages.py"} == {
+    assert {"geolrm_released.py", "planted.py", "published.py", "stages.py"} == {
         file.name for file in sources("geolrm_released")
     }
 
