@@ -62,7 +62,7 @@ class Table:
         heads = [textwrap.wrap(head, HEAD_WIDTH) for head in self.heads]
         tall = max(map(len, heads))
         above = zip(*([""] * (tall - len(head)) + head for head in heads), strict=True)
-        rows = [*above, *(tuple(map(_narrow, cells)) for cells in self.lines)]
+        rows = [*above, *(tuple(map(narrow, cells)) for cells in self.lines)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         aligned = [
             "  ".join(
@@ -90,7 +90,7 @@ class Table:
         )
 
 
-def _narrow(cell: str) -> str:
+def narrow(cell: str) -> str:
     """`1.50 [1.25, 2.00]` as `1.50 ±0.38`; anything else as it is."""
     found = re.fullmatch(r"(\S+) \[(\S+), (\S+)\]", cell)
     if found is None:
