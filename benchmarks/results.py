@@ -66,6 +66,8 @@ class Options(Sweeping):
     Options of the sweep work here too; `--report-only` measures nothing.
     """
 
+    params: Path = Path("presets/small.yaml")
+    """Params file: what is swept, and the preset whose data and networks are used."""
     dataset: tuple[str, ...] = (MADE_UP, "gso", "hope")
     """Data sets to sweep, folders of datasets/ that `pipelines.shard` has sharded."""
     costs: tuple[str, ...] = ("geolrm_released",)

@@ -92,10 +92,10 @@ def test_one_command_sweeps_what_is_missing_and_writes(tiny_dataset, tmp_path, m
     monkeypatch.chdir(tiny_dataset)
     facts = {"dataset": ("procedural",), "costs": (), "device": "cpu", "processes": "shared", "objects": 1}
     facts |= {"methods": ("white",), "artefacts": 0, "output": tmp_path / "sweep", "out": tmp_path / "out"}
-    write_results(Options(views=(4,), **facts))
+    write_results(Options(params=Path("params.yaml"), views=(4,), **facts))
     before = read_rows(tmp_path / "sweep" / "procedural" / "rows.jsonl")
     (tmp_path / "sweep" / "procedural" / "rows.jsonl").write_text(json.dumps(before[0]) + "\n" + '{"cut off')
-    write_results(Options(views=(4, 6), **facts))
+    write_results(Options(params=Path("params.yaml"), views=(4, 6), **facts))
     after = read_rows(tmp_path / "sweep" / "procedural" / "rows.jsonl")
     assert [row["views"] for row in after] == [4, 6]
     assert after[0] == before[0]
