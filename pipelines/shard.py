@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from tqdm import tqdm
@@ -28,6 +28,7 @@ from geolrm.config import load_params
 from geolrm.data.catalog import merge_catalogs, write_if_changed
 from geolrm.data.places import PATIENCE, Place, is_remote, place, remove, upload
 from geolrm.data.shard_plan import (
+    Drawing,
     HashCache,
     ShardJob,
     find_objects,
@@ -181,6 +182,7 @@ def shard(
     workers: int | None = None,
     scheduler: str | None = None,
     patience: float = PATIENCE,
+    draw: Literal["cpu", "cuda"] | None = None,
 ) -> int:
     """Turn the object tars of a data set into shards and their catalog.
 
@@ -195,6 +197,7 @@ def shard(
         scheduler: address of a running Dask scheduler to use instead, such as tcp://127.0.0.1:8786; its workers must see
             the same folders.
         patience: seconds for which a write to a store that fails is tried again.
+        draw: read no object tars: draw the procedural objects of the params, traced on this device by each worker.
     """
     settings = load_params(params)
     home = (root / dataset / settings.preset).resolve()
@@ -205,7 +208,9 @@ def shard(
     workers = workers or settings.shard.workers
     with alone_in(home if is_remote(folder) else folder), ThreadPoolExecutor(READERS) as readers:
         cache = HashCache(home / "shard-hashes.json")
-        jobs = plan_shards(find_objects(home / "objects", cache, workers), folder, dataset, settings.shard)
+        drawing = None if draw is None else Drawing(settings.procedural, draw)
+        objects = find_objects(home / "objects", cache, workers) if drawing is None else drawing.objects()
+        jobs = plan_shards(objects, folder, dataset, settings.shard, drawing)
         removed = remove_leftovers(folder, jobs)
         held = readers.map(lambda job: holds(job, cache), jobs)
         stale = [job for job, fine in zip(jobs, held, strict=True) if not fine]

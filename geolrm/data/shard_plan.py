@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from geolrm.config import Shard
+from geolrm.config import Procedural, Shard
 from geolrm.data.places import Place, names_in, place, reached, remove, stamp
 from geolrm.failures import BadInput
 from geolrm.files import DiskFull, sha256_of, write_whole
@@ -52,6 +52,24 @@ class ObjectTar:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """Procedural objects, drawn and traced where their shard is built: no object tar is ever written."""
+
+    settings: Procedural
+    device: str
+
+    def objects(self) -> list[ObjectTar]:
+        """All of the settings' objects; in place of a tar's content stands what draws it."""
+        from geolrm.data import procedural
+
+        origin = json.dumps(procedural.drawn_from(self.settings, self.device), sort_keys=True)
+        return [
+            ObjectTar(key, key.partition("-")[0], f"drawn/{key}", hashlib.sha256(f"{origin} {key}".encode()).hexdigest(), 0)
+            for key in procedural.keys(self.settings)
+        ]
+
+
+@dataclass(frozen=True)
 class ShardJob:
     """One shard to build: `folder/name.tar` with its rows and stats, from these objects, in this order."""
 
@@ -63,6 +81,7 @@ class ShardJob:
     surface_points: int
     objects: tuple[ObjectTar, ...]
     fingerprint: str = field(default="", compare=False)
+    drawing: Drawing | None = None
 
     @property
     def tar(self) -> Place:
@@ -152,7 +171,9 @@ def find_objects(folder: Path, cache: HashCache, threads: int) -> list[ObjectTar
     ]
 
 
-def plan_shards(objects: Iterable[ObjectTar], folder: Path, dataset: str, params: Shard) -> list[ShardJob]:
+def plan_shards(
+    objects: Iterable[ObjectTar], folder: Path, dataset: str, params: Shard, drawing: Drawing | None = None
+) -> list[ShardJob]:
     """Cut the objects of each split, sorted by key, into shards of `objects_per_shard`."""
     by_split: dict[str, list[ObjectTar]] = defaultdict(list)
     for item in sorted(objects, key=lambda item: item.key):
@@ -172,7 +193,7 @@ def plan_shards(objects: Iterable[ObjectTar], folder: Path, dataset: str, params
                 "objects": [[item.key, item.sha256] for item in chosen],
             }
             fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-            jobs.append(ShardJob(name, split, dataset, str(folder), resolution, points, chosen, fingerprint))
+            jobs.append(ShardJob(name, split, dataset, str(folder), resolution, points, chosen, fingerprint, drawing))
     return jobs
 
 
