@@ -264,8 +264,8 @@ judge by, scans as in [real-scans.md](../real-scans.md) and {made_up} made-up on
     python -m pipelines.render_meshes --params {params} --layout gso_zip --input SCANS/gso
     python -m pipelines.render_meshes --params {params} --layout raw_scans --dataset hope --input SCANS/hope/raw_scans
     python -m pipelines.render_meshes --params {params} --layout folder --dataset hope --input SCANS/folder
-    python -m pipelines.render_procedural --params {params}
-    python -m pipelines.shard --params {params} --dataset gso      # likewise hope, procedural
+    python -m pipelines.shard --params {params} --dataset gso      # likewise hope
+    python -m pipelines.shard --params {params} --dataset procedural --draw cuda
 
 The weights, the sweep, and everything on this page; the last one shows all of it in MLflow, curves and system metrics too:
 
