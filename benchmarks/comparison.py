@@ -116,7 +116,8 @@ def views_of(group: Record, asked: int | None = None) -> int:
     return int(max(group["views"]))
 
 
-def _shown(metric: str, point: Record | None, sign: str = "") -> str:
+def shown(metric: str, point: Record | None, sign: str = "") -> str:
+    """A mean with its interval in brackets, as tables have it; `sign` is "+" for a difference."""
     if point is None:
         return NONE
     spec = METRICS[metric]
@@ -150,10 +151,10 @@ def comparison(name: str, group: Record, main: str, views: int, common: bool) ->
     for method in [*cells, *(method for method in papers if method not in cells)]:
         status = cells[method]["status"] if method in cells else {}
         line = [method, f"{status.get('ok', 0)}/{sum(status.values())}" if status else "not run"]
-        line += [_shown(metric, point(method, metric)) if method in cells else NONE for metric in metrics]
+        line += [shown(metric, point(method, metric)) if method in cells else NONE for metric in metrics]
         if not common:
             difference = group["differences"].get(method, {}).get(str(views), {}).get(HEADLINE)
-            line.append(_shown(HEADLINE, difference, "+"))
+            line.append(shown(HEADLINE, difference, "+"))
             line += [_quoted(papers.get(method, {}), field) for field in PUBLISHED]
         lines.append(tuple(line))
     heads = ["method", "ok", *(METRICS[metric].label for metric in metrics)]
