@@ -100,7 +100,7 @@ def build(job: ShardJob, patience: float = PATIENCE) -> None:
     and uploaded whole, the stats last: they vouch for the other two."""
     from geolrm.data.shard_build import build_shard
 
-    done = read_stats(job)
+    done = read_stats(job, patience)
     if done is not None and done.get("fingerprint") == job.fingerprint:
         return  # by an earlier turn of this task: the cluster does it again where the worker that had done it died
     if not is_remote(job.tar):
@@ -150,9 +150,9 @@ def build_shards(
     return failures
 
 
-def report(jobs: list[ShardJob], max_drop_rate: float) -> list[str]:
+def report(jobs: list[ShardJob], max_drop_rate: float, patience: float = PATIENCE) -> list[str]:
     """Print the totals of all shards; returns a complaint if too many objects were dropped."""
-    stats = [found for job in jobs if (found := read_stats(job)) is not None]
+    stats = [found for job in jobs if (found := read_stats(job, patience)) is not None]
     count = sum(entry["objects_in"] for entry in stats)
     dropped: list[dict[str, Any]] = [drop for entry in stats for drop in entry["dropped"]]
     bytes_in, bytes_out = (sum(entry[name] for entry in stats) for name in ("bytes_in", "bytes_out"))
@@ -194,7 +194,7 @@ def shard(
         workers: processes of the local cluster; by default shard.workers of the params file.
         scheduler: address of a running Dask scheduler to use instead, such as tcp://127.0.0.1:8786; its workers must see
             the same folders.
-        patience: seconds for which a write to a store that fails is tried again.
+        patience: seconds for which a store that fails is asked again, whether it is read or written.
     """
     settings = load_params(params)
     home = (root / dataset / settings.preset).resolve()
@@ -204,9 +204,9 @@ def shard(
         folder.mkdir(parents=True, exist_ok=True)
     workers = workers or settings.shard.workers
     with alone_in(home if is_remote(folder) else folder), ThreadPoolExecutor(READERS) as readers:
-        cache = HashCache(home / "shard-hashes.json")
+        cache = HashCache(home / "shard-hashes.json", patience)
         jobs = plan_shards(find_objects(home / "objects", cache, workers), folder, dataset, settings.shard)
-        removed = remove_leftovers(folder, jobs)
+        removed = remove_leftovers(folder, jobs, patience)
         held = readers.map(lambda job: holds(job, cache), jobs)
         stale = [job for job, fine in zip(jobs, held, strict=True) if not fine]
         print(
@@ -215,13 +215,13 @@ def shard(
         )
         catalog = target / "catalog.parquet"
         if stale:
-            remove(catalog)  # a catalog that is there speaks of the shards that are there
+            remove(catalog, patience)  # a catalog that is there speaks of the shards that are there
         for job in stale:
             remove(job.stats, patience)  # so that what is there while workers build was built by them
         failures = build_shards(stale, workers, scheduler, patience) if stale else []
         if not failures:
-            write_if_changed(catalog, merge_catalogs(job.rows for job in jobs))
-        failures += report(jobs, settings.shard.max_drop_rate)
+            write_if_changed(catalog, merge_catalogs((job.rows for job in jobs), patience), patience)
+        failures += report(jobs, settings.shard.max_drop_rate, patience)
         for job in stale:
             remember(job, cache)
         cache.save()

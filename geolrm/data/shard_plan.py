@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from geolrm.config import Shard
-from geolrm.data.places import Place, names_in, place, reached, remove, stamp
+from geolrm.data.places import PATIENCE, Place, hash_file, names_in, place, read_file, remove, stamp
 from geolrm.failures import BadInput
-from geolrm.files import DiskFull, sha256_of, write_whole
+from geolrm.files import DiskFull, write_whole
 
 FORMAT_VERSION = 3  # raise it whenever the bytes of a shard change for the same input: every shard becomes stale
 TEST_SURFACE_POINTS = 131_072  # kept of an object of the split test, for geometry measured at 100,000 points
@@ -78,10 +78,11 @@ class ShardJob:
 
 
 class HashCache:
-    """SHA-256 of files, remembered in a JSON file by size and modification time, with the split of object tars."""
+    """SHA-256 of files, remembered in a JSON file by size and modification time, with the split of object tars. A store that
+    holds some of them is asked again for `patience` seconds."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, patience: float = PATIENCE) -> None:
+        self._path, self.patience = path, patience
         self._known: dict[str, dict[str, Any]] = {}
         self._seen: dict[str, dict[str, Any]] = {}
         if path.exists():
@@ -92,13 +93,12 @@ class HashCache:
 
     def entry(self, path: Place, *, with_split: bool = False) -> dict[str, Any]:
         """`{size, time, sha256}` and, for an object tar, `split`."""
-        now = stamp(path)
+        now = stamp(path, self.patience)
         known = self._known.get(str(path), {})
         if {name: known.get(name) for name in now} == now and ("split" in known) >= with_split:
             found = known
         else:
-            with reached(path):
-                found = {**now, "sha256": sha256_of(path)}
+            found = {**now, "sha256": hash_file(path, self.patience)}
             if with_split:
                 found["split"] = split_of(path)
         self._seen[str(path)] = found
@@ -106,7 +106,7 @@ class HashCache:
 
     def remember(self, path: Place, sha256: str) -> None:
         """Take over the hash of a file that its writer has just computed."""
-        self._seen[str(path)] = {**stamp(path), "sha256": sha256}
+        self._seen[str(path)] = {**stamp(path, self.patience), "sha256": sha256}
 
     def save(self) -> None:
         """Write what was asked for since loading; the rest is forgotten. A full disk leaves the cache unwritten: it is only
@@ -176,12 +176,10 @@ def plan_shards(objects: Iterable[ObjectTar], folder: Path, dataset: str, params
     return jobs
 
 
-def read_stats(job: ShardJob) -> dict[str, Any] | None:
-    """The stats of a shard that exists, or None."""
+def read_stats(job: ShardJob, patience: float = PATIENCE) -> dict[str, Any] | None:
+    """The stats of a shard that exists, or None. Raises BadInput as `steadily`."""
     try:
-        with reached(job.stats):
-            content = job.stats.read_bytes()
-        stats = json.loads(content)
+        stats = json.loads(read_file(job.stats, patience))
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return None
     return stats if isinstance(stats, dict) else None
@@ -189,13 +187,16 @@ def read_stats(job: ShardJob) -> dict[str, Any] | None:
 
 def holds(job: ShardJob, cache: HashCache) -> bool:
     """Whether the shard's three files are there, were made from just this job, and are undamaged."""
-    stats = read_stats(job)
+    stats = read_stats(job, cache.patience)
     if stats is None or stats.get("fingerprint") != job.fingerprint:
         return False
     for name, path in (("tar", job.tar), ("rows", job.rows)):
         written = stats["files"][name]
         try:
-            if stamp(path)["size"] != written["size"] or cache.entry(path)["sha256"] != written["sha256"]:
+            if (
+                stamp(path, cache.patience)["size"] != written["size"]
+                or cache.entry(path)["sha256"] != written["sha256"]
+            ):
                 return False
         except FileNotFoundError:
             return False
@@ -204,16 +205,16 @@ def holds(job: ShardJob, cache: HashCache) -> bool:
 
 def remember(job: ShardJob, cache: HashCache) -> None:
     """Note the hashes of a shard that was just built, so that the next run need not read it."""
-    stats = read_stats(job)
+    stats = read_stats(job, cache.patience)
     if stats is not None:
         cache.remember(job.tar, stats["files"]["tar"]["sha256"])
         cache.remember(job.rows, stats["files"]["rows"]["sha256"])
 
 
-def remove_leftovers(folder: Place, jobs: Iterable[ShardJob]) -> list[Place]:
+def remove_leftovers(folder: Place, jobs: Iterable[ShardJob], patience: float = PATIENCE) -> list[Place]:
     """Remove what belongs to no planned shard: temporary files of killed writers, shards of other parameters."""
     planned = {name for job in jobs for name in (job.tar.name, job.rows.name, job.stats.name)}
-    leftovers = [folder / name for name in names_in(folder) if name not in planned]
+    leftovers = [folder / name for name in names_in(folder, patience) if name not in planned]
     for path in leftovers:
-        remove(path)
+        remove(path, patience)
     return leftovers
