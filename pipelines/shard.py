@@ -1,6 +1,7 @@
 """The shard stage: object tars -> WebDataset shards, their rows and stats, and the merged catalog.
 
-In: `datasets/<name>/<preset>/objects/*.tar`. Out: `shards/<split>-%06d.{tar,parquet,stats.json}` and `catalog.parquet`
+In: `datasets/<name>/<preset>/objects/*.tar`, and objects that `addresses.json` beside them names: a worker fetches these as it
+goes and keeps nothing of them but the shard. Out: `shards/<split>-%06d.{tar,parquet,stats.json}` and `catalog.parquet`
 beside them, or below an address such as s3://bucket/datasets. Convention: shards that still hold are kept, all others made
 anew, leftovers removed; killed at any moment and run again, it ends with the same bytes. Trade: one shard is one task, so a
 killed worker costs its shard's work and nothing else. Runs on a local Dask cluster of processes (loopback only, no dashboard)
@@ -25,10 +26,13 @@ import tyro
 from tqdm import tqdm
 
 from geolrm.config import load_params
+from geolrm.data.addresses import read_addresses, shared
 from geolrm.data.catalog import merge_catalogs, write_if_changed
+from geolrm.data.fetch import Ledger, as_fetched
 from geolrm.data.places import PATIENCE, Place, is_remote, place, remove, upload
 from geolrm.data.shard_plan import (
     HashCache,
+    ObjectTar,
     ShardJob,
     find_objects,
     holds,
@@ -42,6 +46,8 @@ from geolrm.files import DiskFull, alone_in
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
+
+    from geolrm.download import Manners
 
 NAMED_DROPS = 10
 READERS = 8  # threads that look at what is there: hashing, or waiting for a store
@@ -126,6 +132,9 @@ def build_shards(
     with dask_client(min(workers, len(jobs)), scheduler) as client:
         from distributed import CancelledError, KilledWorker, as_completed
 
+        if any(job.manners is not None for job in jobs):
+            count = max(1, len(client.nthreads()))
+            jobs = [replace(job, manners=job.manners and shared(job.manners, count)) for job in jobs]
         largest_first = sorted(jobs, key=lambda job: (-sum(item.bytes for item in job.objects), job.name))
         futures = {
             client.submit(build, job, patience, key=f"{job.name}-{job.fingerprint}", pure=False): job
@@ -182,7 +191,7 @@ def shard(
     scheduler: str | None = None,
     patience: float = PATIENCE,
 ) -> int:
-    """Turn the object tars of a data set into shards and their catalog.
+    """Turn the objects of a data set into shards and their catalog: its object tars, and those that it has addresses of.
 
     Args:
         dataset: name of the folder under the root, such as procedural or gso.
@@ -205,7 +214,8 @@ def shard(
     workers = workers or settings.shard.workers
     with alone_in(home if is_remote(folder) else folder), ThreadPoolExecutor(READERS) as readers:
         cache = HashCache(home / "shard-hashes.json", patience)
-        jobs = plan_shards(find_objects(home / "objects", cache, workers), folder, dataset, settings.shard)
+        objects, manners = inputs(home, cache, workers)
+        jobs = plan_shards(objects, folder, dataset, settings.shard, manners)
         removed = remove_leftovers(folder, jobs, patience)
         held = readers.map(lambda job: holds(job, cache), jobs)
         stale = [job for job, fine in zip(jobs, held, strict=True) if not fine]
@@ -224,11 +234,37 @@ def shard(
         failures += report(jobs, settings.shard.max_drop_rate, patience)
         for job in stale:
             remember(job, cache)
+        if manners is not None:
+            note(home, jobs, patience)
         cache.save()
     print(f"{time.perf_counter() - started:.1f} s")
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def inputs(home: Path, cache: HashCache, threads: int) -> tuple[list[ObjectTar], Manners | None]:
+    """The object tars of a data set, the objects that it has addresses of and no tar, and how their server is to be treated.
+
+    Raises:
+        BadInput: `objects_missing`, `addresses_unreadable`.
+    """
+    addressed, manners = read_addresses(home)
+    if addressed and not any((home / "objects").glob("*.tar")):
+        return addressed, manners
+    there = find_objects(home / "objects", cache, threads)
+    keys = {item.key for item in there}
+    return there + [item for item in addressed if item.key not in keys], manners
+
+
+def note(home: Path, jobs: list[ShardJob], patience: float) -> None:
+    """Bring to the ledger beside the addresses what came for shards, by any run; no tar of it lies here."""
+    ledger = Ledger(home / "fetch.jsonl")
+    for job in jobs:
+        for record in (read_stats(job, patience) or {}).get("fetched", []):
+            fetched = as_fetched(record)
+            if ledger.records.get(fetched.key) != fetched:
+                ledger.add(fetched)
 
 
 def resolved(where: Place) -> Place:

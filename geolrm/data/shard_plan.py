@@ -21,18 +21,26 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geolrm.config import Shard
 from geolrm.data.places import PATIENCE, Place, hash_file, names_in, place, read_file, remove, stamp
 from geolrm.failures import BadInput
 from geolrm.files import DiskFull, write_whole
 
+if TYPE_CHECKING:
+    from geolrm.data.addresses import Address
+    from geolrm.download import Manners
+
 FORMAT_VERSION = 3  # raise it whenever the bytes of a shard change for the same input: every shard becomes stale
 TEST_SURFACE_POINTS = 131_072  # kept of an object of the split test, for geometry measured at 100,000 points
 DEFAULT_SPLIT = "train"  # of tars that name none, as GObjaverse's
 SPLIT_NAME = re.compile(r"[a-z0-9_]+")
 MAX_META_BYTES = 1 << 20
+MENDABLE = frozenset(  # reasons for which an object did not come that another day, or somebody, may mend
+    {"network_stall", "network_broken", "http_status", "http_forbidden", "length_mismatch", "hash_mismatch"}
+    | {"content_changed", "source_changed"}
+)
 
 
 def codec_versions() -> dict[str, str]:
@@ -42,13 +50,18 @@ def codec_versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ObjectTar:
-    """One input: its key (the tar's stem), the split that its metadata names, its place and content."""
+    """One input: its key (the tar's stem), the split that its metadata names, its place and content.
+
+    With an `address` there is no tar yet: `path` is its URL, `sha256` stands for the address and for what is known of the
+    object, `bytes` are the source's when it came before, or 0.
+    """
 
     key: str
     split: str
     path: str
     sha256: str
     bytes: int
+    address: Address | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,7 @@ class ShardJob:
     surface_points: int
     objects: tuple[ObjectTar, ...]
     fingerprint: str = field(default="", compare=False)
+    manners: Manners | None = field(default=None, compare=False)  # how the server of those with an address is treated
 
     @property
     def tar(self) -> Place:
@@ -152,7 +166,9 @@ def find_objects(folder: Path, cache: HashCache, threads: int) -> list[ObjectTar
     ]
 
 
-def plan_shards(objects: Iterable[ObjectTar], folder: Path, dataset: str, params: Shard) -> list[ShardJob]:
+def plan_shards(
+    objects: Iterable[ObjectTar], folder: Path, dataset: str, params: Shard, manners: Manners | None = None
+) -> list[ShardJob]:
     """Cut the objects of each split, sorted by key, into shards of `objects_per_shard`."""
     by_split: dict[str, list[ObjectTar]] = defaultdict(list)
     for item in sorted(objects, key=lambda item: item.key):
@@ -172,7 +188,7 @@ def plan_shards(objects: Iterable[ObjectTar], folder: Path, dataset: str, params
                 "objects": [[item.key, item.sha256] for item in chosen],
             }
             fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-            jobs.append(ShardJob(name, split, dataset, str(folder), resolution, points, chosen, fingerprint))
+            jobs.append(ShardJob(name, split, dataset, str(folder), resolution, points, chosen, fingerprint, manners))
     return jobs
 
 
@@ -186,9 +202,12 @@ def read_stats(job: ShardJob, patience: float = PATIENCE) -> dict[str, Any] | No
 
 
 def holds(job: ShardJob, cache: HashCache) -> bool:
-    """Whether the shard's three files are there, were made from just this job, and are undamaged."""
+    """Whether the shard's three files are there, were made from just this job, are undamaged, and lack no object that may be
+    had today."""
     stats = read_stats(job, cache.patience)
     if stats is None or stats.get("fingerprint") != job.fingerprint:
+        return False
+    if any(drop["reason"] in MENDABLE for drop in stats["dropped"]):
         return False
     for name, path in (("tar", job.tar), ("rows", job.rows)):
         written = stats["files"][name]

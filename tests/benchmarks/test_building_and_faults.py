@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.speed.building import Options, alone_in_this_process, jobs_for, made, thinned, verified_and_read
 from benchmarks.speed import faults
+from benchmarks.speed.building import Options, alone_in_this_process, jobs_for, made, thinned, verified_and_read
 from benchmarks.speed.faults import VICTIMS, Bench, Kill, killed, moment, page, small_objects, taken_up
 
 REPOSITORY = Path(__file__).parents[2]
