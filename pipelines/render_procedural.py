@@ -27,18 +27,11 @@ from tqdm import tqdm
 
 from geolrm.config import Procedural, load_params
 from geolrm.data import object_tar, procedural
-from geolrm.data.lighting import LIGHTING
 from geolrm.failures import BadInput, run_command
 from geolrm.files import TEMPORARY, write_whole
 
 MANIFEST = "manifest.json"
 Device = Literal["cpu", "cuda"]
-
-
-def keys(settings: Procedural) -> list[str]:
-    """Keys of all objects, split by split."""
-    counts = {"train": settings.train, "val": settings.val, "test": settings.test}
-    return [f"{split}-{number:05d}" for split, count in counts.items() for number in range(count)]
 
 
 def render_objects(settings: Procedural, folder: Path, workers: int, device: Device = "cpu") -> Counter[str]:
@@ -49,7 +42,7 @@ def render_objects(settings: Procedural, folder: Path, workers: int, device: Dev
     """
     folder.mkdir(parents=True, exist_ok=True)
     _sweep_stale(settings, folder, device)
-    wanted = keys(settings)
+    wanted = procedural.keys(settings)
     missing = [key for key in wanted if not object_tar.is_whole(folder / f"{key}.tar")]
     counts = Counter(kept=len(wanted) - len(missing), rendered=0)
     jobs = [(settings, key, folder / f"{key}.tar", device) for key in missing]
@@ -62,20 +55,12 @@ def render_objects(settings: Procedural, folder: Path, workers: int, device: Dev
 def _sweep_stale(settings: Procedural, folder: Path, device: Device) -> None:
     """Leave only tars that the manifest vouches for and that are still wanted."""
     manifest = folder / MANIFEST
-    content = {
-        "device": device,
-        "generator_version": procedural.VERSION,
-        "lighting": LIGHTING,
-        "resolution": settings.resolution,
-        "seed": settings.seed,
-        "supersampling": settings.supersampling,
-        **settings.variety.model_dump(exclude_defaults=True),
-    }
+    content = procedural.drawn_from(settings, device)
     text = json.dumps({"hash": hashlib.sha256(json.dumps(content).encode()).hexdigest(), **content}, indent=1) + "\n"
     current = manifest.exists() and manifest.read_text() == text
     if not current:
         manifest.unlink(missing_ok=True)  # first: were we killed among the tars below, none of them would be trusted
-    names = {f"{key}.tar" for key in keys(settings)} if current else set()
+    names = {f"{key}.tar" for key in procedural.keys(settings)} if current else set()
     for path in [*folder.glob("*.tar"), *folder.glob(TEMPORARY)]:
         if path.name not in names:
             path.unlink()
@@ -133,7 +118,7 @@ def main(params: Path = Path("params.yaml"), workers: int | None = None, device:
     counts = render_objects(parsed.procedural, folder, workers or parsed.procedural.workers, device)
     summary = ", ".join(f"{count} {what}" for what, count in counts.items())
     print(f"{folder}: {summary}")
-    return int(counts["kept"] + counts["rendered"] < len(keys(parsed.procedural)))
+    return int(counts["kept"] + counts["rendered"] < len(procedural.keys(parsed.procedural)))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from tqdm import tqdm
@@ -31,6 +31,7 @@ from geolrm.data.catalog import merge_catalogs, write_if_changed
 from geolrm.data.fetch import Ledger, as_fetched
 from geolrm.data.places import PATIENCE, Place, is_remote, place, remove, upload
 from geolrm.data.shard_plan import (
+    Drawing,
     HashCache,
     ObjectTar,
     ShardJob,
@@ -190,6 +191,7 @@ def shard(
     workers: int | None = None,
     scheduler: str | None = None,
     patience: float = PATIENCE,
+    draw: Literal["cpu", "cuda"] | None = None,
 ) -> int:
     """Turn the objects of a data set into shards and their catalog: its object tars, and those that it has addresses of.
 
@@ -204,6 +206,7 @@ def shard(
         scheduler: address of a running Dask scheduler to use instead, such as tcp://127.0.0.1:8786; its workers must see
             the same folders.
         patience: seconds for which a store that fails is asked again, whether it is read or written.
+        draw: read no object tars: draw the procedural objects of the params, traced on this device by each worker.
     """
     settings = load_params(params)
     home = (root / dataset / settings.preset).resolve()
@@ -214,8 +217,10 @@ def shard(
     workers = workers or settings.shard.workers
     with alone_in(home if is_remote(folder) else folder), ThreadPoolExecutor(READERS) as readers:
         cache = HashCache(home / "shard-hashes.json", patience)
-        objects, manners = inputs(home, cache, workers)
-        jobs = plan_shards(objects, folder, dataset, settings.shard, manners)
+        drawing = None if draw is None else Drawing(settings.procedural, draw)
+        objects, manners = inputs(home, cache, workers) if drawing is None else (drawing.objects(), None)
+        jobs = plan_shards(objects, folder, dataset, settings.shard, drawing)
+        jobs = [replace(job, manners=manners) for job in jobs]
         removed = remove_leftovers(folder, jobs, patience)
         held = readers.map(lambda job: holds(job, cache), jobs)
         stale = [job for job, fine in zip(jobs, held, strict=True) if not fine]

@@ -30,6 +30,7 @@ from geolrm.data.catalog import catalog_row, rows_to_parquet
 from geolrm.data.fetch import Fetched
 from geolrm.data.inventory import kind_of
 from geolrm.data.object_tar import RenderedObject, read_object_tar
+from geolrm.data.procedural import procedural_object
 from geolrm.data.shard_plan import FORMAT_VERSION, ObjectTar, ShardJob, codec_versions
 from geolrm.data.shards import (
     KEY,
@@ -194,7 +195,7 @@ def encode_tar(item: ObjectTar, job: ShardJob, times: StepTimes) -> EncodedObjec
         detail = f"{item.key!r} holds characters that part names in a WebDataset"
         raise BadInput("key_characters", item.path, detail, "name the tar by letters, digits, '_', '-' and '+' only")
     with times.step("read"):
-        obj = read_object_tar(Path(item.path), normals=not _has_surface(Path(item.path)))
+        obj = _object(item, job)
         if obj.key != item.key:
             raise BadInput("key_mismatch", item.path, f"holds the object {obj.key!r}", f"name it {obj.key}.tar")
         test = None if obj.test_views is None else without_stray_depth(obj.test_views)[0]
@@ -208,6 +209,13 @@ def encode_tar(item: ObjectTar, job: ShardJob, times: StepTimes) -> EncodedObjec
         surface = _surface(obj, kept, job.surface_points)
     with times.step("encode"):
         return encode_object(obj, kept, occupancy, surface)
+
+
+def _object(item: ObjectTar, job: ShardJob) -> RenderedObject:
+    if job.drawing is not None:
+        s = job.drawing.settings
+        return procedural_object(s.seed, item.key, s.resolution, s.supersampling, job.drawing.device, s.variety)
+    return read_object_tar(Path(item.path), normals=not _has_surface(Path(item.path)))
 
 
 def _has_surface(path: Path) -> bool:

@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geolrm.config import Shard
+from geolrm.config import Procedural, Shard
 from geolrm.data.places import PATIENCE, Place, hash_file, names_in, place, read_file, remove, stamp
 from geolrm.failures import BadInput
 from geolrm.files import DiskFull, write_whole
@@ -65,6 +65,26 @@ class ObjectTar:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """Procedural objects, drawn and traced where their shard is built: no object tar is ever written."""
+
+    settings: Procedural
+    device: str
+
+    def objects(self) -> list[ObjectTar]:
+        """All of the settings' objects; in place of a tar's content stands what draws it."""
+        from geolrm.data import procedural
+
+        origin = json.dumps(procedural.drawn_from(self.settings, self.device), sort_keys=True)
+        return [
+            ObjectTar(
+                key, key.partition("-")[0], f"drawn/{key}", hashlib.sha256(f"{origin} {key}".encode()).hexdigest(), 0
+            )
+            for key in procedural.keys(self.settings)
+        ]
+
+
+@dataclass(frozen=True)
 class ShardJob:
     """One shard to build: `folder/name.tar` with its rows and stats, from these objects, in this order."""
 
@@ -76,6 +96,7 @@ class ShardJob:
     surface_points: int
     objects: tuple[ObjectTar, ...]
     fingerprint: str = field(default="", compare=False)
+    drawing: Drawing | None = None
     manners: Manners | None = field(default=None, compare=False)  # how the server of those with an address is treated
 
     @property
@@ -167,7 +188,7 @@ def find_objects(folder: Path, cache: HashCache, threads: int) -> list[ObjectTar
 
 
 def plan_shards(
-    objects: Iterable[ObjectTar], folder: Path, dataset: str, params: Shard, manners: Manners | None = None
+    objects: Iterable[ObjectTar], folder: Path, dataset: str, params: Shard, drawing: Drawing | None = None
 ) -> list[ShardJob]:
     """Cut the objects of each split, sorted by key, into shards of `objects_per_shard`."""
     by_split: dict[str, list[ObjectTar]] = defaultdict(list)
@@ -188,7 +209,7 @@ def plan_shards(
                 "objects": [[item.key, item.sha256] for item in chosen],
             }
             fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-            jobs.append(ShardJob(name, split, dataset, str(folder), resolution, points, chosen, fingerprint, manners))
+            jobs.append(ShardJob(name, split, dataset, str(folder), resolution, points, chosen, fingerprint, drawing))
     return jobs
 
 

@@ -25,12 +25,12 @@ WIDTH = 16
 INITIAL_SPREAD = 0.02  # of the last weights: at first the cues say little
 
 
-def look_up(points: Tensor, image: Tensor, camera: Cameras) -> tuple[Tensor, Tensor]:
-    """What one picture (3, H, W) shows at points (M, 3): colours (M, 3), and whether it sees them (M, 1) bool."""
-    uv, depth = camera.project(points)
+def look_up(points: Tensor, images: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
+    """What pictures (V, 3, H, W) show at points (M, 3): colours (V, M, 3), and whether each sees them (V, M, 1) bool."""
+    uv, depth = cameras.project(points)
     visible = (depth > NEAR) & (uv >= 0).all(dim=-1) & (uv <= 1).all(dim=-1)
-    colours = F.grid_sample(image[None], 2 * uv[None, None] - 1, padding_mode="border", align_corners=False)
-    return colours[0, :, 0].T, visible[:, None]
+    colours = F.grid_sample(images, 2 * uv[:, None] - 1, padding_mode="border", align_corners=False)
+    return colours[:, :, 0].transpose(1, 2), visible[..., None]
 
 
 def carving_cues(points: Tensor, images: Tensor, cameras: Cameras) -> Tensor:
@@ -49,8 +49,9 @@ def carving_cues(points: Tensor, images: Tensor, cameras: Cameras) -> Tensor:
         return kernel.carving_cues(points, images, cameras)
     total, squares = torch.zeros_like(points), torch.zeros_like(points)
     count, whitest = torch.zeros_like(points[:, :1]), torch.zeros_like(points[:, :1])
-    for image, camera in zip(images, (cameras[v] for v in range(len(images))), strict=True):
-        colours, visible = look_up(points, image, camera)
+    for view in range(len(images)):
+        seen_by = slice(view, view + 1)
+        colours, visible = (part[0] for part in look_up(points, images[seen_by], cameras[seen_by]))
         colours = colours * visible
         total, squares, count = total + colours, squares + colours.square(), count + visible
         whitest = torch.maximum(whitest, colours.amin(dim=-1, keepdim=True))

@@ -127,12 +127,16 @@ def picture_colours(points: Tensor, images: Tensor, cameras: Cameras, shares: Te
     if not (torch.is_grad_enabled() and shares.requires_grad) and (kernel := execution.kernel("pictures", points)):
         return kernel.picture_colours(points, images, cameras, shares)
     group = len(points) // shares.shape[1]
+    if torch.is_grad_enabled() and shares.requires_grad:  # training, where launches count: all views at once
+        colours, visible = look_up(points, images, cameras)
+        weights = shares.repeat_interleave(group, dim=1)[..., None] * visible
+        return ((weights * colours).sum(dim=0) + 0.5e-6) / (weights.sum(dim=0) + 1e-6)
     total, weight = points.new_zeros(len(points), 3), points.new_full((len(points), 1), 1e-6)
     total = total + 0.5 * weight
     for view in range(len(images)):  # one view at a time: the colours of all views at once would grow with V
-        colours, visible = look_up(points, images[view], cameras[view])
-        share = shares[view].repeat_interleave(group)[:, None] * visible
-        total, weight = total + share * colours, weight + share
+        colours, visible = look_up(points, images[view : view + 1], cameras[view : view + 1])
+        share = shares[view].repeat_interleave(group)[:, None] * visible[0]
+        total, weight = total + share * colours[0], weight + share
     return total / weight
 
 

@@ -51,7 +51,7 @@ def render(
         raise ValueError(
             f"expected cameras (V,) and an image, got cameras {cameras.shape} and {height} x {width} pixels"
         )
-    if not all(bool(torch.isfinite(t).all()) for t in gaussians.tensors):
+    if not torch.stack([torch.isfinite(t).all() for t in gaussians.tensors]).all():  # a GPU is asked once
         detail = "means, colours, opacities, scales or quaternions hold NaN or infinity"
         raise BadInput("gaussians_not_finite", "render", detail, "look at the run's losses: training may have diverged")
     device = gaussians.means.device

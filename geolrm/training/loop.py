@@ -80,6 +80,10 @@ class Stage(ABC, Generic[Item]):
         """What training needs of one object: a pure function of (seed, epoch, key)."""
 
     @abstractmethod
+    def bring(self, item: Item) -> Item:
+        """The item on the device where training runs."""
+
+    @abstractmethod
     def losses(self, items: list[Item], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch and its named parts; what is random is a pure function of (seed, step).
 
@@ -149,7 +153,8 @@ def make_optimiser(network: nn.Module, optimisation: Optimisation) -> torch.opti
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optimisation.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=optimisation.learning_rate, betas=(0.9, 0.95))
+    fused = parameters[0].is_cuda  # one kernel for all of them
+    return torch.optim.AdamW(groups, lr=optimisation.learning_rate, betas=(0.9, 0.95), fused=fused)
 
 
 def _memory(network: nn.Module) -> int:
@@ -202,23 +207,25 @@ def _loader(
     loaded = DataLoader(
         _Loaded(dataset, stage), batch_sampler=list(indices), num_workers=workers, collate_fn=list, pin_memory=False
     )
-    if isinstance(dataset, GeneratedDataset):
-        with ThreadPoolExecutor(1, "tracing") as pool:
-            yield one_ahead(_traced(stage, iter(loaded), dataset.device), pool)
+    device = next(stage.network.parameters()).device
+    if isinstance(dataset, GeneratedDataset) or device.type == "cuda":
+        with ThreadPoolExecutor(1, "bringing") as pool:
+            yield one_ahead(_brought(stage, iter(loaded), device), pool)
     else:
         yield iter(loaded)
 
 
-def _traced(stage: Stage[Any], loaded: Iterator[list[Any]], device: torch.device) -> Iterator[list[Any]]:
-    """Items drawn from the scenes that workers made, by this process, which holds the device; done when it yields them.
+def _brought(stage: Stage[Any], loaded: Iterator[list[Any]], device: torch.device) -> Iterator[list[Any]]:
+    """Items on the training device: those that workers decoded, or drawn from the scenes that workers made, by this process,
+    which holds the device; done when it yields them.
 
-    On a GPU they are traced on a stream of their own, beside the training step. Their memory, which belongs to that stream,
-    is free again when the step lets go of them: after its numbers were fetched, which waits for all that reads them.
+    On a GPU that happens on a stream of its own, beside the training step. Their memory, which belongs to that stream, is
+    free again when the step lets go of them: after its numbers were fetched, which waits for all that reads them.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-    for scenes in loaded:
+    for batch in loaded:
         with torch.cuda.stream(stream):
-            items = [stage.draw(sample, epoch) for sample, epoch in scenes]
+            items = [stage.bring(stage.draw(*item) if isinstance(item, tuple) else item) for item in batch]
         if stream is not None:
             stream.synchronize()
         yield items

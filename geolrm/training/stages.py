@@ -45,6 +45,9 @@ class Drawn:
     views: Views
     occupancy: Tensor  # (R, R, R) bool
 
+    def to(self, device: torch.device) -> Drawn:
+        return Drawn(self.key, self.views.to(device), self.occupancy.to(device))
+
 
 def _generator(*parts: object) -> random.Random:
     """Random numbers that are a pure function of the parts, whatever the process or platform."""
@@ -120,6 +123,9 @@ class ProposalStage(Stage[Drawn]):
     def draw(self, sample: AnySample, epoch: int) -> Drawn:
         return draw_views(sample, self.optimisation, epoch)
 
+    def bring(self, item: Drawn) -> Drawn:
+        return item.to(self.device)
+
     def losses(self, items: list[Drawn], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         count = input_count(self.optimisation, step)
         images, cameras = stack([item.views[:count] for item in items], self.device)
@@ -188,6 +194,9 @@ class ReconstructionStage(Stage[Drawn]):
 
     def draw(self, sample: AnySample, epoch: int) -> Drawn:
         return draw_views(sample, self.optimisation, epoch)
+
+    def bring(self, item: Drawn) -> Drawn:
+        return item.to(self.device)
 
     def _anchors(
         self, images: Tensor, cameras: Cameras, labels: Sequence[Tensor], agree: Callable[[int], int] = int

@@ -30,7 +30,7 @@ def test_a_point_that_no_view_sees_is_grey_and_unseen() -> None:
 
 def test_a_point_outside_one_frame_is_judged_by_the_others() -> None:
     point = torch.tensor([[1.5, 0.6, 0.0]])  # near camera 0, beside its frame
-    visible = [bool(look_up(point, flat(0.5)[0], RING[v])[1]) for v in range(4)]
+    visible = look_up(point, flat(0.5, 0.5, 0.5, 0.5), RING)[1].flatten().tolist()
     assert visible[0] is False
     cues = carving_cues(point, flat(0.9, 0.1, 0.1, 0.1), RING)[0]
     assert cues[-1].item() == sum(visible) / 4
@@ -41,9 +41,9 @@ def test_the_picture_is_read_where_the_point_projects() -> None:
     image = torch.zeros(3, 64, 64)
     image[0, :, 32:] = 1.0  # red to the right
     points = torch.tensor([[0.0, 0.3, 0.0], [0.0, -0.3, 0.0]])  # camera 0 stands at +x: +y is right
-    colours, visible = look_up(points, image, RING[0])
+    colours, visible = look_up(points, image[None], RING[:1])
     assert visible.all()
-    torch.testing.assert_close(colours[:, 0], torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(colours[0, :, 0], torch.tensor([1.0, 0.0]))
 
 
 def test_a_voxel_is_judged_by_the_cues_within_two_voxels_of_it() -> None:

@@ -144,6 +144,18 @@ def test_colours_start_from_what_the_trusted_pictures_show() -> None:
     torch.testing.assert_close(outside, torch.full((4, 3), 0.5))
 
 
+def test_colours_of_all_views_at_once_in_training_are_those_of_one_view_at_a_time() -> None:
+    torch.manual_seed(0)
+    images, points, cameras = torch.rand(3, 3, 32, 24), torch.rand(12, 3) * 1.6 - 0.8, rig(3)[0]
+    shares = torch.rand(3, 4, requires_grad=True)
+    together = picture_colours(points, images, cameras, shares)
+    with torch.no_grad():
+        torch.testing.assert_close(together.detach(), picture_colours(points, images, cameras, shares))
+    together.square().sum().backward()
+    assert shares.grad is not None
+    assert shares.grad.abs().amax(dim=1).gt(0).all()
+
+
 @pytest.mark.parametrize("network", ["proposal", "reconstruction"])
 def test_every_parameter_gets_a_gradient(network, request, anchors) -> None:
     model = request.getfixturevalue(network)

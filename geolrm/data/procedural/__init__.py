@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geolrm.cameras import Cameras
-from geolrm.config import Variety
+from geolrm.config import Procedural, Variety
 from geolrm.data.lighting import FIXED, LIGHTING
 from geolrm.data.object_tar import RenderedObject
 from geolrm.data.procedural.drawing import PLAIN, draw_scene, large_enough, scene_generator
@@ -28,11 +28,30 @@ from geolrm.data.rig import render_rig, test_rig, view_roles
 from geolrm.failures import BadInput
 from geolrm.views import Views
 
-VERSION = 4  # of what is drawn and how it is rendered: raise it when either changes
+VERSION = 5  # of what is drawn and how it is rendered: raise it when either changes
 SURFACE_POINTS = 16384
 TEST_SURFACE_POINTS = 131_072  # of an object of the split test: what the benchmark measures 100,000 points against
 ATTEMPTS = 64
-RAYS_AT_ONCE = {"cpu": 1 << 15, "cuda": 1 << 23}
+RAYS_AT_ONCE = {"cpu": 1 << 15, "cuda": 1 << 24}  # on a GPU a batch of rays takes as many launches, however large it is
+
+
+def drawn_from(settings: Procedural, device: str) -> dict[str, Any]:
+    """All that the bytes of an object hang on beside its key: of two runs with the same, each object is the same."""
+    return {
+        "device": device,
+        "generator_version": VERSION,
+        "lighting": LIGHTING,
+        "resolution": settings.resolution,
+        "seed": settings.seed,
+        "supersampling": settings.supersampling,
+        **settings.variety.model_dump(exclude_defaults=True),
+    }
+
+
+def keys(settings: Procedural) -> list[str]:
+    """Keys of all objects, split by split."""
+    counts = {"train": settings.train, "val": settings.val, "test": settings.test}
+    return [f"{split}-{number:05d}" for split, count in counts.items() for number in range(count)]
 
 
 def draw_object(seed: int, key: str, variety: Variety = PLAIN) -> tuple[Scene, Tensor, Tensor]:
@@ -57,7 +76,7 @@ def procedural_object(
     device: torch.device | str = "cpu",
     variety: Variety = PLAIN,
 ) -> RenderedObject:
-    """Draw and render one object: 40 views, 16 test views, surface samples.
+    """Draw and render one object: 40 views, surface samples, and 16 test views unless it is there to be trained on.
 
     Args:
         seed: of the whole data set.
@@ -68,14 +87,17 @@ def procedural_object(
         variety: what objects have beyond solids united and carved.
     """
     scene, points, point_normals = draw_object(seed, key, variety)
-    if key.partition("-")[0] == "test":
+    split = key.partition("-")[0]
+    if split == "test":
         random = scene_generator(seed, f"{key}/surface")
         points, point_normals, _ = scene.sample_surface(TEST_SURFACE_POINTS, random)
     cameras = render_rig(key)
     distinct = [i for i, role in enumerate(view_roles(cameras)) if role != "duplicate"]
     views, normals = render_scene(scene.to(device), key, cameras[distinct], resolution, supersampling)
     again = [distinct.index({24: 0, 39: 27}.get(i, i)) for i in range(len(cameras))]
-    tests, _ = render_scene(scene.to(device), key, test_rig(), resolution, supersampling)
+    tests = None
+    if split != "train":
+        tests, _ = render_scene(scene.to(device), key, test_rig(), resolution, supersampling)
     return RenderedObject(key, views[again], normals[again], tests, points, point_normals, _meta(seed, key, scene))
 
 
