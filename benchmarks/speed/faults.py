@@ -388,8 +388,8 @@ def page(record: dict[str, Any]) -> str:
         "Written by `python -m benchmarks.speed.faults`, with every row in the JSON file beside it. The shard stage makes "
         f"{shards} shards of {len(about['objects'])} small objects and is disturbed by SIGKILL; then the same command runs "
         "again. A kill holds if every shard that was marked as finished right after it had the undisturbed run's bytes, and if "
-        "after the second run shards, rows and catalog are byte-equal to the undisturbed run's, with no temporary file left. A run "
-        "that lost a worker must end well by itself.",
+        "after the second run shards, rows and catalog are byte-equal to the undisturbed run's, with no temporary file left. "
+        "A run that lost a worker must end well by itself.",
         "",
         f"**{summary['hold']} of {summary['kills']} hold.** A moment is drawn as a number of finished shards, and a time after "
         "that within what passed undisturbed until the next; one that found the victim's work done was drawn again.",
