@@ -45,11 +45,11 @@ from benchmarks.summary import common_objects, curve_csv, floor_means, metrics_j
 from geolrm.cameras import Cameras
 from geolrm.config import Params, Sweep, load_params
 from geolrm.data.loader import Sample, ShardDataset
-from geolrm.data.places import Place, place, reached
+from geolrm.data.places import Place, hash_file, place
 from geolrm.data.rig import ORBIT_VIEWS
 from geolrm.data.sample_cache import CACHE_BYTES
 from geolrm.failures import BadInput, run_command
-from geolrm.files import alone_in, sha256_of, write_whole
+from geolrm.files import alone_in, write_whole
 from geolrm.gaussians import Gaussians
 from geolrm.metrics.perceptual import PerceptualMetrics, load_perceptual
 from geolrm.monitor import watched
@@ -580,9 +580,7 @@ def with_arguments(params: Params, arguments: Arguments) -> Params:
 
 def open_dataset(folder: Place, split: str, cache_bytes: int = CACHE_BYTES) -> tuple[ShardDataset, str]:
     """The objects of one split and the hash of the catalog. Raises `BadInput` where nothing is sharded there."""
-    dataset = ShardDataset(folder, split, cache_bytes=cache_bytes)
-    with reached(folder):
-        return dataset, sha256_of(folder / "catalog.parquet")
+    return ShardDataset(folder, split, cache_bytes=cache_bytes), hash_file(folder / "catalog.parquet")
 
 
 def report(sweep: DatasetSweep, rows: list[Row]) -> None:

@@ -1,6 +1,7 @@
 """The shard stage: object tars -> WebDataset shards, their rows and stats, and the merged catalog.
 
-In: `datasets/<name>/<preset>/objects/*.tar`. Out: `shards/<split>-%06d.{tar,parquet,stats.json}` and `catalog.parquet`
+In: `datasets/<name>/<preset>/objects/*.tar`, and objects that `addresses.json` beside them names: a worker fetches these as it
+goes and keeps nothing of them but the shard. Out: `shards/<split>-%06d.{tar,parquet,stats.json}` and `catalog.parquet`
 beside them, or below an address such as s3://bucket/datasets. Convention: shards that still hold are kept, all others made
 anew, leftovers removed; killed at any moment and run again, it ends with the same bytes. Trade: one shard is one task, so a
 killed worker costs its shard's work and nothing else. Runs on a local Dask cluster of processes (loopback only, no dashboard)
@@ -25,11 +26,14 @@ import tyro
 from tqdm import tqdm
 
 from geolrm.config import load_params
+from geolrm.data.addresses import read_addresses, shared
 from geolrm.data.catalog import merge_catalogs, write_if_changed
+from geolrm.data.fetch import Ledger, as_fetched
 from geolrm.data.places import PATIENCE, Place, is_remote, place, remove, upload
 from geolrm.data.shard_plan import (
     Drawing,
     HashCache,
+    ObjectTar,
     ShardJob,
     find_objects,
     holds,
@@ -43,6 +47,8 @@ from geolrm.files import DiskFull, alone_in
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
+
+    from geolrm.download import Manners
 
 NAMED_DROPS = 10
 READERS = 8  # threads that look at what is there: hashing, or waiting for a store
@@ -101,7 +107,7 @@ def build(job: ShardJob, patience: float = PATIENCE) -> None:
     and uploaded whole, the stats last: they vouch for the other two."""
     from geolrm.data.shard_build import build_shard
 
-    done = read_stats(job)
+    done = read_stats(job, patience)
     if done is not None and done.get("fingerprint") == job.fingerprint:
         return  # by an earlier turn of this task: the cluster does it again where the worker that had done it died
     if not is_remote(job.tar):
@@ -127,6 +133,9 @@ def build_shards(
     with dask_client(min(workers, len(jobs)), scheduler) as client:
         from distributed import CancelledError, KilledWorker, as_completed
 
+        if any(job.manners is not None for job in jobs):
+            count = max(1, len(client.nthreads()))
+            jobs = [replace(job, manners=job.manners and shared(job.manners, count)) for job in jobs]
         largest_first = sorted(jobs, key=lambda job: (-sum(item.bytes for item in job.objects), job.name))
         futures = {
             client.submit(build, job, patience, key=f"{job.name}-{job.fingerprint}", pure=False): job
@@ -151,9 +160,9 @@ def build_shards(
     return failures
 
 
-def report(jobs: list[ShardJob], max_drop_rate: float) -> list[str]:
+def report(jobs: list[ShardJob], max_drop_rate: float, patience: float = PATIENCE) -> list[str]:
     """Print the totals of all shards; returns a complaint if too many objects were dropped."""
-    stats = [found for job in jobs if (found := read_stats(job)) is not None]
+    stats = [found for job in jobs if (found := read_stats(job, patience)) is not None]
     count = sum(entry["objects_in"] for entry in stats)
     dropped: list[dict[str, Any]] = [drop for entry in stats for drop in entry["dropped"]]
     bytes_in, bytes_out = (sum(entry[name] for entry in stats) for name in ("bytes_in", "bytes_out"))
@@ -184,7 +193,7 @@ def shard(
     patience: float = PATIENCE,
     draw: Literal["cpu", "cuda"] | None = None,
 ) -> int:
-    """Turn the object tars of a data set into shards and their catalog.
+    """Turn the objects of a data set into shards and their catalog: its object tars, and those that it has addresses of.
 
     Args:
         dataset: name of the folder under the root, such as procedural or gso.
@@ -196,7 +205,7 @@ def shard(
         workers: processes of the local cluster; by default shard.workers of the params file.
         scheduler: address of a running Dask scheduler to use instead, such as tcp://127.0.0.1:8786; its workers must see
             the same folders.
-        patience: seconds for which a write to a store that fails is tried again.
+        patience: seconds for which a store that fails is asked again, whether it is read or written.
         draw: read no object tars: draw the procedural objects of the params, traced on this device by each worker.
     """
     settings = load_params(params)
@@ -207,11 +216,12 @@ def shard(
         folder.mkdir(parents=True, exist_ok=True)
     workers = workers or settings.shard.workers
     with alone_in(home if is_remote(folder) else folder), ThreadPoolExecutor(READERS) as readers:
-        cache = HashCache(home / "shard-hashes.json")
+        cache = HashCache(home / "shard-hashes.json", patience)
         drawing = None if draw is None else Drawing(settings.procedural, draw)
-        objects = find_objects(home / "objects", cache, workers) if drawing is None else drawing.objects()
+        objects, manners = inputs(home, cache, workers) if drawing is None else (drawing.objects(), None)
         jobs = plan_shards(objects, folder, dataset, settings.shard, drawing)
-        removed = remove_leftovers(folder, jobs)
+        jobs = [replace(job, manners=manners) for job in jobs]
+        removed = remove_leftovers(folder, jobs, patience)
         held = readers.map(lambda job: holds(job, cache), jobs)
         stale = [job for job, fine in zip(jobs, held, strict=True) if not fine]
         print(
@@ -220,20 +230,46 @@ def shard(
         )
         catalog = target / "catalog.parquet"
         if stale:
-            remove(catalog)  # a catalog that is there speaks of the shards that are there
+            remove(catalog, patience)  # a catalog that is there speaks of the shards that are there
         for job in stale:
             remove(job.stats, patience)  # so that what is there while workers build was built by them
         failures = build_shards(stale, workers, scheduler, patience) if stale else []
         if not failures:
-            write_if_changed(catalog, merge_catalogs(job.rows for job in jobs))
-        failures += report(jobs, settings.shard.max_drop_rate)
+            write_if_changed(catalog, merge_catalogs((job.rows for job in jobs), patience), patience)
+        failures += report(jobs, settings.shard.max_drop_rate, patience)
         for job in stale:
             remember(job, cache)
+        if manners is not None:
+            note(home, jobs, patience)
         cache.save()
     print(f"{time.perf_counter() - started:.1f} s")
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def inputs(home: Path, cache: HashCache, threads: int) -> tuple[list[ObjectTar], Manners | None]:
+    """The object tars of a data set, the objects that it has addresses of and no tar, and how their server is to be treated.
+
+    Raises:
+        BadInput: `objects_missing`, `addresses_unreadable`.
+    """
+    addressed, manners = read_addresses(home)
+    if addressed and not any((home / "objects").glob("*.tar")):
+        return addressed, manners
+    there = find_objects(home / "objects", cache, threads)
+    keys = {item.key for item in there}
+    return there + [item for item in addressed if item.key not in keys], manners
+
+
+def note(home: Path, jobs: list[ShardJob], patience: float) -> None:
+    """Bring to the ledger beside the addresses what came for shards, by any run; no tar of it lies here."""
+    ledger = Ledger(home / "fetch.jsonl")
+    for job in jobs:
+        for record in (read_stats(job, patience) or {}).get("fetched", []):
+            fetched = as_fetched(record)
+            if ledger.records.get(fetched.key) != fetched:
+                ledger.add(fetched)
 
 
 def resolved(where: Place) -> Place:

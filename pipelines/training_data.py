@@ -16,11 +16,10 @@ import torch
 from geolrm.config import Params
 from geolrm.data.lighting import LIGHTING
 from geolrm.data.loader import ShardDataset
-from geolrm.data.places import place, reached
+from geolrm.data.places import hash_file, place
 from geolrm.data.procedural import VERSION
 from geolrm.data.procedural.source import GeneratedDataset
 from geolrm.failures import run_command
-from geolrm.files import sha256_of
 from geolrm.training.loop import AnySample, Stage, TrainingDiverged, WorkerLost, train
 from geolrm.training.ranks import all_ranks, own_device
 
@@ -50,8 +49,7 @@ class TrainingData:
         folder, cache_bytes = place(datasets) / dataset / params.preset, int(cache_gib * 2**30)
         training, validation = (ShardDataset(folder, split, cache_bytes=cache_bytes) for split in ("train", "val"))
         stored = [validation.sample(i) for i in range(len(validation))]
-        with reached(folder):
-            identity = {"catalog_sha256": sha256_of(folder / "catalog.parquet")}
+        identity = {"catalog_sha256": hash_file(folder / "catalog.parquet")}
         return cls(training, stored, identity, results, device)
 
     def facts(self, stage: Stage[Any], **more: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geolrm.data.places import Place, is_remote, reached, write_at
+from geolrm.data.places import PATIENCE, Place, is_remote, read_file, write_at
 from geolrm.failures import BadInput
 
 if TYPE_CHECKING:  # the catalog is read and merged without torch
@@ -83,25 +83,23 @@ def rows_to_parquet(rows: Iterable[dict[str, Any]]) -> bytes:
     return _table_to_parquet(pa.Table.from_pylist(list(rows), schema=SCHEMA))
 
 
-def merge_catalogs(paths: Iterable[Place]) -> bytes:
+def merge_catalogs(paths: Iterable[Place], patience: float = PATIENCE) -> bytes:
     """Parquet file of all rows of these files, in this order."""
-    tables = [read_rows(path) for path in paths]
+    tables = [read_rows(path, patience) for path in paths]
     return _table_to_parquet(pa.concat_tables(tables) if tables else SCHEMA.empty_table())
 
 
-def read_rows(path: Place) -> pa.Table:
-    """All rows of a shard or a catalog. Raises FileNotFoundError, pa.ArrowInvalid, BadInput as `reached`."""
-    with reached(path):
-        content = path.read_bytes()
-    return pq.read_table(pa.BufferReader(content), schema=SCHEMA)
+def read_rows(path: Place, patience: float = PATIENCE) -> pa.Table:
+    """All rows of a shard or a catalog. Raises FileNotFoundError, pa.ArrowInvalid, BadInput as `steadily`."""
+    return pq.read_table(pa.BufferReader(read_file(path, patience)), schema=SCHEMA)
 
 
-def write_if_changed(path: Place, data: bytes) -> bool:
+def write_if_changed(path: Place, data: bytes, patience: float = PATIENCE) -> bool:
     """Write a file whole unless it already holds these bytes; says whether it wrote."""
-    with suppress(FileNotFoundError), reached(path):
-        if path.read_bytes() == data:
+    with suppress(FileNotFoundError):
+        if read_file(path, patience) == data:
             return False
-    write_at(path, data)
+    write_at(path, data, patience)
     return True
 
 
@@ -113,8 +111,8 @@ def read_catalog(path: Place, split: str | None = None, columns: list[str] | Non
     """
     filters = None if split is None else [("split", "=", split)]
     try:
-        with reached(path):  # pyarrow's threads must hold no Python file: the interpreter can abort when it ends
-            source = pa.BufferReader(path.read_bytes()) if is_remote(path) else path
+        # pyarrow's threads must hold no Python file: the interpreter can abort when it ends
+        source = pa.BufferReader(read_file(path)) if is_remote(path) else path
         return pq.read_table(source, columns=columns, filters=filters)
     except FileNotFoundError as error:
         remedy = "make it: python -m pipelines.shard --dataset NAME"

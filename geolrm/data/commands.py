@@ -22,6 +22,7 @@ from geolrm.files import DiskFull, alone_in, write_whole
 
 if TYPE_CHECKING:
     from geolrm.data.fetch import Estimate, Fetched, Ledger, Tally, Task
+    from geolrm.data.gobjaverse import Facts
     from geolrm.download import Client
 
 FIRST = 3  # objects of GObjaverse that must land depth on depth before more are fetched
@@ -113,8 +114,9 @@ class Gso(Options):
 class Gobjaverse(Options):
     """G-buffer Objaverse: 40 views of each of 280,000 objects (6.5 TB, of which 2.6 TB are kept): one request an object.
 
-    Each becomes datasets/gobjaverse/PRESET/objects/DICT_INSTANCE.tar, ready for `python -m pipelines.shard --dataset gobjaverse`.
-    The tar is read as it comes; only the three files a view that are used are kept. Start with `--limit 100 --dry-run`.
+    Each becomes datasets/gobjaverse/PRESET/objects/DICT_INSTANCE.tar, ready for `python -m pipelines.shard --dataset gobjaverse`;
+    with --addresses that command fetches the objects itself, and nothing of them stays but the shards. The tar is read as it
+    comes; only the three files a view that are used are kept. Start with `--limit 100 --dry-run`.
     Categories: Human-Shape, Animals, Daily-Used, Furnitures, Buildings&&Outdoor, Transportations, Plants, Food, Electronics,
     Poor-quality.
     """
@@ -130,6 +132,9 @@ class Gobjaverse(Options):
     """The params file that names the preset."""
     base_url: str = ""
     """Another server with the same files, a mirror."""
+    addresses: bool = False
+    """Fetch nothing but the first three objects, for a test, and write down where the chosen ones are: the shard stage fetches
+    each as it goes, with these options' manners, all its workers together. Other parameters then mean fetching again."""
 
     def run(self) -> int:
         from geolrm.config import load_params
@@ -159,6 +164,10 @@ class Gobjaverse(Options):
             )
         known, left_out = gobjaverse.permitted(gobjaverse.facts_of(objects, uids, annotations), allow)
         names = by_hash(known, gobjaverse.SPLIT_SALT + "-order")[: self.limit]
+        if self.addresses:
+            if self.source is not None:
+                raise BadInput("option_conflict", "--addresses, --source", "a local copy has no addresses", "name one")
+            return self._write_addresses(client, base, self.root / "gobjaverse" / preset, names, known, facts, left_out)
         with _ledger(self.root / "gobjaverse" / preset / "objects", self.dry_run) as ledger:
             folder = ledger.path.parent / "objects"
             if self.source is None:
@@ -171,7 +180,7 @@ class Gobjaverse(Options):
                 there = len(tasks) - len(wanted)
                 if self.source is not None:
                     return _local_cost([local[task.source_id] for task in wanted], there, ledger, gobjaverse.KEPT_SHARE)
-                urls = [f"{base}/objaverse_tar/{task.source_id}.tar" for task in wanted]
+                urls = [gobjaverse.url_of(base, task.source_id) for task in wanted]
                 return estimate(urls, there, ledger, client, gobjaverse.KEPT_SHARE, gobjaverse.KEPT_BASIS)
 
             def accept(fetched: list[Fetched]) -> dict[str, Any]:
@@ -179,6 +188,61 @@ class Gobjaverse(Options):
 
             done_before = "accepted" in read_stats(stats_path(ledger))
             return _go(self, client, tasks, ledger, left_out, facts, cost, None if done_before else accept)
+
+    def _write_addresses(
+        self,
+        client: Client,
+        base: str,
+        home: Path,
+        names: list[str],
+        known: dict[str, Facts],
+        facts: dict[str, Any],
+        left_out: dict[str, int],
+    ) -> int:
+        """Let the first objects land depth on depth, and write down where all of them are; or say what they will cost."""
+        import tempfile
+
+        from geolrm.data import gobjaverse
+        from geolrm.data.addresses import Address, write_addresses
+        from geolrm.data.fetch import Ledger, Tally, estimate, read_stats, report, run, stats_path, write_stats
+
+        with _ledger(home, self.dry_run) as ledger:
+            if self.dry_run:
+                wanted = [name for name in names if gobjaverse.key_of(name) not in ledger.records]
+                urls, share = [gobjaverse.url_of(base, name) for name in wanted], gobjaverse.SHARD_SHARE
+                cost = estimate(
+                    urls, len(names) - len(wanted), ledger, client, share, gobjaverse.SHARD_BASIS, measure_kept=False
+                )
+                _say_cost(cost, home, left_out)
+                return 0
+            tally = Tally()
+            try:
+                if "accepted" not in read_stats(stats_path(ledger)):
+                    with tempfile.TemporaryDirectory(prefix="geolrm-accept-") as scratch:
+                        folder = Path(scratch)
+                        trial = Ledger(folder / "fetch.jsonl")
+                        tasks = [
+                            gobjaverse.remote_task(client, base, name, known[name], folder, trial)
+                            for name in names[:FIRST]
+                        ]
+                        run(tasks, trial, client, tally)
+                        if tally.fetched:
+                            paths = [folder / item.file for item in tally.fetched]
+                            facts["accepted"] = gobjaverse.accept(paths, TOLERANCE)
+                objects = (
+                    (
+                        gobjaverse.key_of(name),
+                        gobjaverse.split_of(name),
+                        Address(name, gobjaverse.url_of(base, name), vars(known[name])),
+                    )
+                    for name in names
+                )
+                path = write_addresses(home, objects, client.manners)
+            finally:
+                write_stats(ledger, tally, left_out, facts)
+            print("\n".join(report(tally, home, left_out)))
+            print(f"{path}: {len(names):,} objects. Now: python -m pipelines.shard --dataset gobjaverse")
+        return 0
 
 
 @dataclass(frozen=True)
@@ -282,9 +346,7 @@ def _go(
 
     folder = ledger.path.parent
     if options.dry_run:
-        print("\n".join(cost().lines(folder)))
-        for reason, count in left_out.items():
-            print(f"left out, {reason}: {count}")
+        _say_cost(cost(), folder, left_out)
         return 0
     tally = Tally()
     try:
@@ -298,6 +360,12 @@ def _go(
         write_stats(ledger, tally, left_out, facts)
         print("\n".join(report(tally, folder, left_out)))
     return _status(options, tally, ledger)
+
+
+def _say_cost(cost: Estimate, folder: Path, left_out: dict[str, int]) -> None:
+    print("\n".join(cost.lines(folder)))
+    for reason, count in left_out.items():
+        print(f"left out, {reason}: {count}")
 
 
 def _status(options: Options, tally: Tally, ledger: Ledger) -> int:

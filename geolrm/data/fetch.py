@@ -48,7 +48,7 @@ class Fetched:
     Attributes:
         key: file name and key of the object.
         source_id: what the source calls it.
-        file: name in the folder; empty where the object stays where it was and was only checked.
+        file: name in the folder; empty where the object stays where it was and was only checked, or came for a shard.
         bytes, sha256: of that file, or of the source where there is none.
         source, source_bytes, source_sha256: where it came from (URL or path) and what came.
         licence: as the source says.
@@ -67,6 +67,11 @@ class Fetched:
     licence: str | None = None
     category: str | None = None
     unexpected: tuple[str, ...] = ()
+
+
+def as_fetched(record: dict[str, Any]) -> Fetched:
+    """The same from JSON. Raises TypeError, KeyError."""
+    return Fetched(**{**record, "unexpected": tuple(record["unexpected"])})
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,7 @@ class Ledger:
         with suppress(FileNotFoundError):
             for line in path.read_text().splitlines():
                 with suppress(ValueError, TypeError):  # the end of a run that was killed while it wrote
-                    record = json.loads(line)
-                    fetched = Fetched(**{**record, "unexpected": tuple(record["unexpected"])})
+                    fetched = as_fetched(json.loads(line))
                     self.records[fetched.key] = fetched
 
     def add(self, fetched: Fetched) -> None:
@@ -138,16 +142,22 @@ class Ledger:
             return False
         return not verify or sha256_of(path) == record.sha256
 
-    def check_source(self, key: str, source_sha256: str) -> None:
+    def check_source(self, key: str, sha256: str) -> None:
         """Raise BadInput `source_changed` if an earlier run got other bytes for this object."""
+        if key in self.records:
+            same_source(self.records[key].source, self.records[key].source_sha256, sha256)
+
+    def source_sha256(self, key: str) -> str | None:
+        """Of the bytes that an earlier run got for this object; None if there was none."""
         record = self.records.get(key)
-        if record is not None and record.source_sha256 != source_sha256:
-            detail = (
-                f"the source gives SHA-256 {source_sha256[:16]}..., an earlier run got {record.source_sha256[:16]}..."
-            )
-            raise BadInput(
-                "source_changed", record.source, detail, f"delete its line in {self.path} to accept the new one"
-            )
+        return None if record is None else record.source_sha256
+
+
+def same_source(source: str, known_sha256: str | None, sha256: str) -> None:
+    """Raise BadInput `source_changed` if an earlier run got other bytes than now."""
+    if known_sha256 not in (None, sha256):
+        detail = f"the source gives SHA-256 {sha256[:16]}..., an earlier run got {str(known_sha256)[:16]}..."
+        raise BadInput("source_changed", source, detail, "delete its line in fetch.jsonl to accept the new one")
 
 
 @dataclass
@@ -276,7 +286,13 @@ def readable(size: float | None) -> str:
 
 
 def estimate(
-    urls: Sequence[str], there: int, ledger: Ledger, client: Client, kept_share: float, kept_basis: str
+    urls: Sequence[str],
+    there: int,
+    ledger: Ledger,
+    client: Client,
+    kept_share: float,
+    kept_basis: str,
+    measure_kept: bool = True,
 ) -> Estimate:
     """What fetching one object from each of these URLs will cost.
 
@@ -286,6 +302,7 @@ def estimate(
     Args:
         there: objects that need not be fetched.
         kept_share: bytes written for each byte that comes, where no run has measured it; `kept_basis` says whose number.
+        measure_kept: whether what earlier runs kept says what this one will.
     """
     records = [record for record in ledger.records.values() if record.source_bytes]
     rate = read_stats(stats_path(ledger)).get("bytes_per_second")
@@ -310,7 +327,7 @@ def estimate(
             f"{readable(rate)}/s: measured now on {readable(came)} over {client.manners.connections} connections"
         )
     kept = [record for record in records if record.file]
-    if len(kept) >= PROBES:
+    if measure_kept and len(kept) >= PROBES:
         kept_share = sum(record.bytes for record in kept) / sum(record.source_bytes for record in kept)
         kept_basis = f"measured on {len(kept)} objects fetched before"
     basis.append(f"{kept_share:.0%} of what comes is kept: {kept_basis}")

@@ -29,7 +29,7 @@ from urllib.parse import quote
 import torch
 
 from geolrm.cameras import Cameras, from_gobjaverse
-from geolrm.data.fetch import Fetched, Ledger, Progress, Task
+from geolrm.data.fetch import Fetched, Ledger, Progress, Task, same_source
 from geolrm.data.licences import allowed, spdx
 from geolrm.data.object_tar import INPUT_FOLDER, default_meta, json_bytes, write_members
 from geolrm.data.reprojection import Reprojection
@@ -53,6 +53,8 @@ CATEGORIES = (
 )
 KEPT_SHARE = 2.6 / 6.5
 KEPT_BASIS = "2.6 of 6.5 TB, as GeoLRM's README says of the three files a view"
+SHARD_SHARE = 0.4 * KEPT_SHARE
+SHARD_BASIS = f"{KEPT_BASIS}, of which shards hold at most 40 %"
 SUFFIXES = (".png", ".json", "_nd.exr")
 MAX_MEMBER = 64 << 20
 FOV_TOLERANCE = 1e-3  # radians around 39.6 degrees
@@ -193,24 +195,51 @@ def key_of(identifier: str) -> str:
 
 
 def remote_task(client: Client, base: str, identifier: str, facts: Facts, folder: Path, ledger: Ledger) -> Task:
-    """Fetch one object: its tar is read as it comes, and only what is used stays."""
-    key, url = key_of(identifier), f"{base}/objaverse_tar/{identifier}.tar"
+    """Fetch one object into a folder."""
+    key, url = key_of(identifier), url_of(base, identifier)
     target = folder / f"{key}.tar"
 
-    def once(progress: Progress) -> Fetched:
+    def do(progress: Progress) -> Iterator[Fetched]:
+        yield fetch_object(client, url, identifier, facts, target, ledger.source_sha256(key), progress)
+
+    return Task(identifier, do, target, key)
+
+
+def url_of(base: str, identifier: str) -> str:
+    """Where an object's tar lies on a server."""
+    return f"{base}/objaverse_tar/{identifier}.tar"
+
+
+def fetch_object(
+    client: Client,
+    url: str,
+    identifier: str,
+    facts: Facts,
+    target: Path,
+    known_sha256: str | None,
+    progress: Progress = lambda _: None,
+) -> Fetched:
+    """Fetch one object: its tar is read as it comes, and only what is used stays.
+
+    Args:
+        known_sha256: of what an earlier run got; None if there was none.
+
+    Raises:
+        BadInput: as `RemoteFile`, `pick`, `write_object`; `source_changed`. DiskFull.
+    """
+
+    def once() -> Fetched:
         stream = RemoteFile(client, url)
         try:
             members = pick(_Reader(stream, progress), url)
             came = stream.drain()
         finally:
             stream.close()
-        ledger.check_source(key, came.sha256)
+        same_source(url, known_sha256, came.sha256)
         return write_object(target, identifier, members, facts, url, came.bytes, came.sha256)
 
-    def do(progress: Progress) -> Iterator[Fetched]:
-        yield twice_if_spoilt(lambda: once(progress))
-
-    return Task(identifier, do, target, key)
+    fetched: Fetched = twice_if_spoilt(once)
+    return fetched
 
 
 class _Reader(io.RawIOBase):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from geolrm.data.catalog import read_catalog
-from geolrm.data.places import Place, names_in, reached
+from geolrm.data.places import Place, names_in, read_file, steadily
 from geolrm.failures import BadInput
 
 STATS = ".stats.json"
@@ -51,8 +51,7 @@ def shard_stats(home: Place) -> list[dict[str, Any]]:
 
 def read_stats_file(path: Place) -> dict[str, Any]:
     """One shard's stats. Raises FileNotFoundError, BadInput: `stats_unreadable`."""
-    with reached(path):
-        content = path.read_bytes()
+    content = read_file(path)
     try:
         found = json.loads(content)
         found["files"]["tar"]["sha256"], found["files"]["rows"]["sha256"], found["shard"]
@@ -66,8 +65,8 @@ def homes(root: Place) -> list[Place]:
     """The folder itself if it holds shards, else the folders `<data set>/<preset>` below it that do, sorted."""
     if names_in(root / "shards"):
         return [root]
-    with reached(root):
-        return sorted(path.parent for path in root.glob("*/*/shards") if names_in(path))
+    folders = steadily(lambda: list(root.glob("*/*/shards")), root)
+    return sorted(path.parent for path in folders if names_in(path))
 
 
 def list_homes(found: Iterable[Place]) -> list[list[object]]:

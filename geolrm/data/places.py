@@ -1,14 +1,16 @@
 """Where shards lie: a folder, or an address of an object store such as s3://bucket/gso.
 
 In: what a person wrote. Out: a `Place`, which reads alike in both cases (`/`, `exists`, `open`, `read_bytes`, `iterdir`), and
-the few things that differ: writing, removing, the stamp by which a file's hash is remembered. Convention: an object of a
-store appears when its last byte has arrived, which is what a rename gives in a folder. Trade: a write to a store is tried
-again with growing pauses for as long as the caller has patience; what a store refuses after that is a `BadInput` in plain
-words, and whatever was finished before stays. Verified against a real S3 server on loopback that fails on demand.
+the few things that differ: reading, writing, removing, the stamp by which a file's hash is remembered. Convention: an object of a
+store appears when its last byte has arrived, which is what a rename gives in a folder. Trade: whatever is asked of a store,
+reads as writes, is tried again with growing pauses for as long as the caller has patience; what a store refuses after that is
+a `BadInput` in plain words, and whatever was finished before stays. Verified against a real S3 server on loopback that fails
+on demand, and that refuses every request once.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,11 +18,11 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
 
 from geolrm.failures import BadInput
-from geolrm.files import write_whole
+from geolrm.files import sha256_of, write_whole
 
 Place: TypeAlias = Path  # or a UPath, which reads like one and is none
 T = TypeVar("T")
-PATIENCE = 300.0  # seconds for which a write is tried again
+PATIENCE = 300.0  # seconds for which a store is asked again
 LONGEST_PAUSE = 30.0
 
 
@@ -55,40 +57,32 @@ def _store(where: Any) -> tuple[Any, str]:
     return fsspec.filesystem(where.protocol, **where.storage_options), where.path
 
 
-@contextmanager
-def reached(where: Place) -> Iterator[None]:
-    """A block that talks to a store and does nothing else; what is not there is a FileNotFoundError, as in a folder.
-
-    Raises:
-        BadInput: `storage_failed` in place of whatever the store's own library raises.
-    """
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        if not is_remote(where):
-            raise
-        detail = f"the storage does not answer as it should: {type(error).__name__}: {error}"
-        remedy = "what was finished is safe; once the storage is back run the same command again, it goes on here"
-        raise BadInput("storage_failed", where, detail, remedy) from error
-
-
 def steadily(work: Callable[[], T], where: Place, patience: float = PATIENCE) -> T:
-    """What `work` returns; tried again with pauses that double from one second on, until they add up to `patience`. A refusal
-    for want of rights is final.
+    """What `work` returns, which asks something of a store and does nothing else; tried again with pauses that double from one
+    second on, until they add up to `patience`. A refusal for want of rights or keys is final. In a folder there is one try.
 
     Raises:
-        BadInput: as `reached`, of the last try.
+        FileNotFoundError: as in a folder.
+        BadInput: `storage_failed` in place of whatever the store's own library raised last.
     """
     waited, pause = 0.0, 1.0
     while True:
         try:
-            with reached(where):
-                return work()
-        except BadInput as error:
-            if isinstance(error.__cause__, PermissionError) or waited + pause > patience:
+            return work()
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            if not is_remote(where):
                 raise
+            detail = f"the storage does not answer as it should: {type(error).__name__}: {error}"
+            refused = isinstance(error, PermissionError) or "Credentials" in type(error).__name__
+            if refused or waited + pause > patience:
+                remedy = (
+                    "what was finished is safe; once the storage is back run the same command again, it goes on here"
+                )
+                raise BadInput("storage_failed", where, detail, remedy) from error
+            if waited == 0:
+                print(f"{where}: {detail}; asking again for {patience:g} s", file=sys.stderr)
         time.sleep(pause)
         waited, pause = waited + pause, min(2 * pause, LONGEST_PAUSE)
 
@@ -110,7 +104,7 @@ def upload(source: Path, target: Place, patience: float = PATIENCE) -> None:
         steadily(lambda: store.put_file(str(source), path), target, patience)
 
 
-def write_at(where: Place, content: bytes) -> None:
+def write_at(where: Place, content: bytes, patience: float = PATIENCE) -> None:
     """Write a small file whole or not at all.
 
     Raises:
@@ -122,7 +116,7 @@ def write_at(where: Place, content: bytes) -> None:
         return
     store, path = _store(where)
     with _bucket_named(where):
-        steadily(lambda: store.pipe_file(path, content), where)
+        steadily(lambda: store.pipe_file(path, content), where, patience)
 
 
 @contextmanager
@@ -133,47 +127,57 @@ def _bucket_named(where: Place) -> Iterator[None]:
         raise BadInput("storage_missing", where, f"no such bucket: {error}", "make it first") from error
 
 
-def stamp(where: Place) -> dict[str, Any]:
-    """`{size, time}` of a file: if both are as they were, so are its bytes. In a store `time` is its mark of the version."""
+def stamp(where: Place, patience: float = PATIENCE) -> dict[str, Any]:
+    """`{size, time}` of a file: if both are as they were, so are its bytes. In a store `time` is its mark of the version.
+    Raises as `steadily`."""
     if not is_remote(where):
         status = where.stat()
         return {"size": status.st_size, "time": status.st_mtime_ns}
     store, path = _store(where)
-    with reached(where):
-        info = store.info(path)
+    info = steadily(lambda: store.info(path), where, patience)
     return {"size": info["size"], "time": info.get("ETag") or str(info)}
 
 
-def read_range(where: Place, start: int, end: int) -> bytes:
-    """The bytes from `start` to before `end` of a file in a store, fewer where it ends before. Raises as `reached`."""
+def read_file(where: Place, patience: float = PATIENCE) -> bytes:
+    """All bytes of a small file. Raises as `steadily`."""
+    if not is_remote(where):
+        return where.read_bytes()
     store, path = _store(where)
-    with reached(where):
-        return bytes(store.cat_file(path, start=start, end=end))
+    return steadily(lambda: bytes(store.cat_file(path)), where, patience)
 
 
-def names_in(where: Place) -> list[str]:
-    """Names of the files in a folder, sorted; none where there is no such folder."""
+def hash_file(where: Place, patience: float = PATIENCE) -> str:
+    """SHA-256 of a file of any size. Raises as `steadily`."""
+    return steadily(lambda: sha256_of(where), where, patience)
+
+
+def read_range(where: Place, start: int, end: int, patience: float = PATIENCE) -> bytes:
+    """The bytes from `start` to before `end` of a file in a store, fewer where it ends before. Raises as `steadily`."""
+    store, path = _store(where)
+    return steadily(lambda: bytes(store.cat_file(path, start=start, end=end)), where, patience)
+
+
+def names_in(where: Place, patience: float = PATIENCE) -> list[str]:
+    """Names of the files in a folder, sorted; none where there is no such folder. Raises BadInput as `steadily`."""
     with suppress(FileNotFoundError, NotADirectoryError):
         if not is_remote(where):
             return sorted(path.name for path in where.iterdir() if path.is_file())
         store, folder = _store(where)
-        with reached(where):
-            found = store.ls(folder, detail=True)
+        found = steadily(lambda: store.ls(folder, detail=True), where, patience)
         return sorted(info["name"].rpartition("/")[2] for info in found if info["type"] == "file")
     return []
 
 
 @contextmanager
-def on_disk(where: Place, folder: Path) -> Iterator[Path]:
-    """The file itself, or a copy of it that lies in `folder` while the block runs. Raises FileNotFoundError, `BadInput`."""
+def on_disk(where: Place, folder: Path, patience: float = PATIENCE) -> Iterator[Path]:
+    """The file itself, or a copy of it that lies in `folder` while the block runs. Raises as `steadily`."""
     if not is_remote(where):
         yield where
         return
     store, path = _store(where)
     copy = folder / where.name
     try:
-        with reached(where):
-            store.get_file(path, str(copy))
+        steadily(lambda: store.get_file(path, str(copy)), where, patience)
         yield copy
     finally:
         copy.unlink(missing_ok=True)

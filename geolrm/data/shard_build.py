@@ -1,10 +1,11 @@
 """Building one shard: object tars in, the trio of shard, Parquet rows and stats out.
 
-In: a `ShardJob`. Out: `<name>.tar`, `<name>.parquet`, `<name>.stats.json`, each whole or not at all, the stats last: they
-vouch for the other two. Convention: an object that cannot be used is counted by its reason and leaves no gap in the others;
-a full disk or any other error ends the job and leaves none of its files half-written. Trade: objects pass one at a time, so
-that a worker's memory does not grow with the shard. Runs in Dask workers, which receive nothing but the job. Verified by
-killing it, by filling its disk, and by bad objects among good ones.
+In: a `ShardJob`, whose objects lie here, or are fetched, a few ahead, and dropped once they are in the shard. Out: `<name>.tar`,
+`<name>.parquet`, `<name>.stats.json`, each whole or not at all, the stats last: they vouch for the other two. Convention: an
+object that cannot be used is counted by its reason and leaves no gap in the others; a full disk or any other error ends the job
+and leaves none of its files half-written. Trade: objects pass one at a time, so that a worker's memory and disk do not grow
+with the shard. Runs in Dask workers, which receive nothing but the job. Verified by killing it, by filling its disk, by bad
+objects among good ones, and against a server that misbehaves.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ import os
 import platform
 import tarfile
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections import Counter, deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from geolrm.data.catalog import catalog_row, rows_to_parquet
+from geolrm.data.fetch import Fetched
 from geolrm.data.inventory import kind_of
 from geolrm.data.object_tar import RenderedObject, read_object_tar
 from geolrm.data.procedural import procedural_object
@@ -74,13 +78,21 @@ def build_shard(job: ShardJob) -> dict[str, Any]:
     dropped: list[dict[str, str]] = []
     member_bytes: Counter[str] = Counter()
     job.stats.unlink(missing_ok=True)  # from here until the new stats are written, the shard does not hold
-    with whole_file(job.tar) as temporary, temporary.open("wb") as file:
+    fetched: list[Fetched] = []
+    with (
+        whole_file(job.tar) as temporary,
+        temporary.open("wb") as file,
+        closing(at_hand(job, times, fetched)) as objects,
+    ):
         writer = ShardWriter(file)
-        for item in job.objects:
+        for item, missing in objects:
             try:
+                if missing is not None:
+                    raise missing
                 sample = encode_tar(item, job, times)
             except BadInput as error:
-                dropped.append({"key": item.key, "reason": error.reason, "detail": str(error)})
+                detail = str(error) if item.address is None else str(error).replace(item.path, item.address.url)
+                dropped.append({"key": item.key, "reason": error.reason, "detail": detail})
                 continue
             with times.step("write"):
                 rows.append(catalog_row(sample, job.tar.name, writer.add(sample)))
@@ -101,7 +113,7 @@ def build_shard(job: ShardJob) -> dict[str, Any]:
         "dropped": dropped,
         "refused_points": sum(row["refused_points"] for row in rows),
         "occupancy": _occupancy(rows),
-        "bytes_in": sum(item.bytes for item in job.objects),
+        "bytes_in": sum(item.bytes for item in job.objects if item.address is None) + sum(f.bytes for f in fetched),
         "bytes_out": job.tar.stat().st_size,
         "member_bytes": dict(sorted(member_bytes.items())),
         "files": {name: _file_record(path) for name, path in (("tar", job.tar), ("rows", job.rows))},
@@ -114,8 +126,63 @@ def build_shard(job: ShardJob) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+    if any(
+        item.address is not None for item in job.objects
+    ):  # no tar stays of what came: only where from, and its hash
+        stats["fetched"] = [asdict(replace(f, file="", bytes=f.source_bytes, sha256=f.source_sha256)) for f in fetched]
     write_whole(job.stats, json.dumps(stats, indent=1, sort_keys=True))
     return stats
+
+
+def at_hand(
+    job: ShardJob, times: StepTimes, fetched: list[Fetched]
+) -> Generator[tuple[ObjectTar, BadInput | None], None, None]:
+    """The objects of a job in turn, each with its tar in place, or with the reason why it could not be had.
+
+    What has an address is fetched beside the shard, under a temporary name, as many at a time as the job's manners allow
+    connections, so that at most one more than that lie there; it is removed when the next one is asked for. `fetched` is told
+    of each that came. Raises `DiskFull`.
+    """
+    if all(item.address is None for item in job.objects):
+        yield from ((item, None) for item in job.objects)
+        return
+    from geolrm.data.gobjaverse import Facts, fetch_object
+    from geolrm.download import Client, Manners
+
+    client, folder = Client(job.manners or Manners()), Path(job.folder)
+
+    def get(item: ObjectTar) -> tuple[ObjectTar, Fetched | BadInput | None]:
+        if item.address is None:
+            return item, None
+        there, tar = item.address, folder / f".{item.key}.{os.getpid()}.tmp"
+        try:
+            facts = Facts(**there.facts)
+            came = fetch_object(client, there.url, there.source_id, facts, tar, there.known_sha256)
+        except BadInput as error:
+            return item, error
+        return replace(item, path=str(tar)), came
+
+    upcoming, ahead = iter(job.objects), deque[Future[tuple[ObjectTar, Fetched | BadInput | None]]]()
+    with ThreadPoolExecutor(client.manners.connections) as pool:
+        try:
+            ahead.extend(pool.submit(get, item) for item in islice(upcoming, client.manners.connections))
+            while ahead:
+                with times.step("fetch"):
+                    item, came = ahead.popleft().result()
+                ahead.extend(pool.submit(get, item) for item in islice(upcoming, 1))
+                if isinstance(came, BadInput):
+                    yield item, came
+                    continue
+                if came is not None:
+                    fetched.append(came)
+                yield item, None
+                if came is not None:
+                    Path(item.path).unlink()
+        finally:  # of a job that ended before its last object, nothing stays
+            client.stop.set()
+            pool.shutdown(cancel_futures=True)
+            for item in job.objects:
+                (folder / f".{item.key}.{os.getpid()}.tmp").unlink(missing_ok=True)
 
 
 def encode_tar(item: ObjectTar, job: ShardJob, times: StepTimes) -> EncodedObject:

@@ -21,18 +21,26 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geolrm.config import Procedural, Shard
-from geolrm.data.places import Place, names_in, place, reached, remove, stamp
+from geolrm.data.places import PATIENCE, Place, hash_file, names_in, place, read_file, remove, stamp
 from geolrm.failures import BadInput
-from geolrm.files import DiskFull, sha256_of, write_whole
+from geolrm.files import DiskFull, write_whole
+
+if TYPE_CHECKING:
+    from geolrm.data.addresses import Address
+    from geolrm.download import Manners
 
 FORMAT_VERSION = 3  # raise it whenever the bytes of a shard change for the same input: every shard becomes stale
 TEST_SURFACE_POINTS = 131_072  # kept of an object of the split test, for geometry measured at 100,000 points
 DEFAULT_SPLIT = "train"  # of tars that name none, as GObjaverse's
 SPLIT_NAME = re.compile(r"[a-z0-9_]+")
 MAX_META_BYTES = 1 << 20
+MENDABLE = frozenset(  # reasons for which an object did not come that another day, or somebody, may mend
+    {"network_stall", "network_broken", "http_status", "http_forbidden", "length_mismatch", "hash_mismatch"}
+    | {"content_changed", "source_changed"}
+)
 
 
 def codec_versions() -> dict[str, str]:
@@ -42,13 +50,18 @@ def codec_versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ObjectTar:
-    """One input: its key (the tar's stem), the split that its metadata names, its place and content."""
+    """One input: its key (the tar's stem), the split that its metadata names, its place and content.
+
+    With an `address` there is no tar yet: `path` is its URL, `sha256` stands for the address and for what is known of the
+    object, `bytes` are the source's when it came before, or 0.
+    """
 
     key: str
     split: str
     path: str
     sha256: str
     bytes: int
+    address: Address | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,9 @@ class Drawing:
 
         origin = json.dumps(procedural.drawn_from(self.settings, self.device), sort_keys=True)
         return [
-            ObjectTar(key, key.partition("-")[0], f"drawn/{key}", hashlib.sha256(f"{origin} {key}".encode()).hexdigest(), 0)
+            ObjectTar(
+                key, key.partition("-")[0], f"drawn/{key}", hashlib.sha256(f"{origin} {key}".encode()).hexdigest(), 0
+            )
             for key in procedural.keys(self.settings)
         ]
 
@@ -82,6 +97,7 @@ class ShardJob:
     objects: tuple[ObjectTar, ...]
     fingerprint: str = field(default="", compare=False)
     drawing: Drawing | None = None
+    manners: Manners | None = field(default=None, compare=False)  # how the server of those with an address is treated
 
     @property
     def tar(self) -> Place:
@@ -97,10 +113,11 @@ class ShardJob:
 
 
 class HashCache:
-    """SHA-256 of files, remembered in a JSON file by size and modification time, with the split of object tars."""
+    """SHA-256 of files, remembered in a JSON file by size and modification time, with the split of object tars. A store that
+    holds some of them is asked again for `patience` seconds."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, patience: float = PATIENCE) -> None:
+        self._path, self.patience = path, patience
         self._known: dict[str, dict[str, Any]] = {}
         self._seen: dict[str, dict[str, Any]] = {}
         if path.exists():
@@ -111,13 +128,12 @@ class HashCache:
 
     def entry(self, path: Place, *, with_split: bool = False) -> dict[str, Any]:
         """`{size, time, sha256}` and, for an object tar, `split`."""
-        now = stamp(path)
+        now = stamp(path, self.patience)
         known = self._known.get(str(path), {})
         if {name: known.get(name) for name in now} == now and ("split" in known) >= with_split:
             found = known
         else:
-            with reached(path):
-                found = {**now, "sha256": sha256_of(path)}
+            found = {**now, "sha256": hash_file(path, self.patience)}
             if with_split:
                 found["split"] = split_of(path)
         self._seen[str(path)] = found
@@ -125,7 +141,7 @@ class HashCache:
 
     def remember(self, path: Place, sha256: str) -> None:
         """Take over the hash of a file that its writer has just computed."""
-        self._seen[str(path)] = {**stamp(path), "sha256": sha256}
+        self._seen[str(path)] = {**stamp(path, self.patience), "sha256": sha256}
 
     def save(self) -> None:
         """Write what was asked for since loading; the rest is forgotten. A full disk leaves the cache unwritten: it is only
@@ -197,26 +213,30 @@ def plan_shards(
     return jobs
 
 
-def read_stats(job: ShardJob) -> dict[str, Any] | None:
-    """The stats of a shard that exists, or None."""
+def read_stats(job: ShardJob, patience: float = PATIENCE) -> dict[str, Any] | None:
+    """The stats of a shard that exists, or None. Raises BadInput as `steadily`."""
     try:
-        with reached(job.stats):
-            content = job.stats.read_bytes()
-        stats = json.loads(content)
+        stats = json.loads(read_file(job.stats, patience))
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return None
     return stats if isinstance(stats, dict) else None
 
 
 def holds(job: ShardJob, cache: HashCache) -> bool:
-    """Whether the shard's three files are there, were made from just this job, and are undamaged."""
-    stats = read_stats(job)
+    """Whether the shard's three files are there, were made from just this job, are undamaged, and lack no object that may be
+    had today."""
+    stats = read_stats(job, cache.patience)
     if stats is None or stats.get("fingerprint") != job.fingerprint:
+        return False
+    if any(drop["reason"] in MENDABLE for drop in stats["dropped"]):
         return False
     for name, path in (("tar", job.tar), ("rows", job.rows)):
         written = stats["files"][name]
         try:
-            if stamp(path)["size"] != written["size"] or cache.entry(path)["sha256"] != written["sha256"]:
+            if (
+                stamp(path, cache.patience)["size"] != written["size"]
+                or cache.entry(path)["sha256"] != written["sha256"]
+            ):
                 return False
         except FileNotFoundError:
             return False
@@ -225,16 +245,16 @@ def holds(job: ShardJob, cache: HashCache) -> bool:
 
 def remember(job: ShardJob, cache: HashCache) -> None:
     """Note the hashes of a shard that was just built, so that the next run need not read it."""
-    stats = read_stats(job)
+    stats = read_stats(job, cache.patience)
     if stats is not None:
         cache.remember(job.tar, stats["files"]["tar"]["sha256"])
         cache.remember(job.rows, stats["files"]["rows"]["sha256"])
 
 
-def remove_leftovers(folder: Place, jobs: Iterable[ShardJob]) -> list[Place]:
+def remove_leftovers(folder: Place, jobs: Iterable[ShardJob], patience: float = PATIENCE) -> list[Place]:
     """Remove what belongs to no planned shard: temporary files of killed writers, shards of other parameters."""
     planned = {name for job in jobs for name in (job.tar.name, job.rows.name, job.stats.name)}
-    leftovers = [folder / name for name in names_in(folder) if name not in planned]
+    leftovers = [folder / name for name in names_in(folder, patience) if name not in planned]
     for path in leftovers:
-        remove(path)
+        remove(path, patience)
     return leftovers

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from geolrm.data.catalog import read_rows
 from geolrm.data.inventory import STATS, read_stats_file
 from geolrm.data.loader import MemberReader
-from geolrm.data.places import Place, names_in, on_disk, reached
+from geolrm.data.places import Place, names_in, on_disk, read_file
 from geolrm.failures import BadInput
 from geolrm.files import sha256_of
 
@@ -95,8 +95,7 @@ def check_shard(home: Place, name: str, catalog: pa.Table | None, progress: Call
     except BadInput as error:
         _unless_unreachable(error, verdict.faults)
     try:
-        with reached(rows):
-            content = rows.read_bytes()
+        content = read_file(rows)
         if vouched["rows"] not in (None, hashlib.sha256(content).hexdigest()):
             verdict.faults.append(BadInput("rows_corrupt", rows, "not the bytes that the stats vouch for", AGAIN))
         else:

@@ -9,15 +9,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from s3_server import Store, s3_server
+from s3fs import S3FileSystem
 from spheres import sphere_object, write_params, write_spheres
 
 from geolrm.data.loader import ShardDataset
-from geolrm.data.places import place, write_at
+from geolrm.data.places import place, read_file, write_at
 from geolrm.data.shard_build import build_shard
 from geolrm.data.verification import verify
 from geolrm.failures import BadInput
@@ -120,6 +122,36 @@ def test_a_store_that_fails_in_mid_shard_and_comes_back_gets_the_same_bytes(
     assert (verdict.shards, verdict.objects, verdict.faults) == (4, 7, [])
 
 
+def test_a_store_that_refuses_every_request_once_is_read_and_written_all_the_same(
+    cluster: Cluster,
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root, home = undisturbed.parents[1], place(f"s3://{BUCKET}/fitful/spheres/smoke")
+    pauses: list[float] = []
+    monkeypatch.setattr("geolrm.data.places.time", SimpleNamespace(sleep=pauses.append))
+    monkeypatch.setattr(stage, "build_shards", lambda jobs, *_: [stage.build(job, 7) for job in jobs] and [])
+    for said in ("0 kept, 4 to make", "4 kept, 0 to make"):
+        (undisturbed / "shard-hashes.json").unlink()  # so that the second run reads every byte
+        cluster.store.refuse_each_once()
+        output = f"s3://{BUCKET}/fitful"
+        assert stage.shard("spheres", params=root / "params.yaml", root=root, output=output, patience=7) == 0
+        told = capsys.readouterr()
+        assert f"4 shards, {said}" in told.out
+        assert "Service Unavailable; asking again for 7 s" in told.err
+    cluster.store.refuse_each_once()
+    assert verify(home).faults == []
+    cluster.store.refuse_each_once()
+    assert ShardDataset(str(home), "train", tmp_path).sample("train-00003").views([2]).colour.isfinite().all()
+    refused = cluster.store.refused
+    cluster.store.recover()
+    assert refused > 0
+    assert {1.0} <= set(pauses) <= {1.0, 2.0, 4.0}  # a file is up to three requests: what it is, its folder, its bytes
+    assert products(home) == products(undisturbed)
+
+
 def test_a_store_that_stays_away_ends_the_run_in_plain_words_and_keeps_what_was_finished(
     cluster: Cluster, undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,6 +210,16 @@ def test_what_no_store_can_mend_is_named_at_once(
     with pytest.raises(BadInput) as unsupported:
         place("abcd://bucket/x")
     assert [missing.value.reason, unsupported.value.reason] == ["storage_missing", "storage_unsupported"]
+    with monkeypatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.delenv(name)
+        patch.setenv("HOME", str(undisturbed))  # where no keys lie either
+        patch.setattr("geolrm.data.places.time", None)  # no pause is made
+        S3FileSystem.clear_instance_cache()
+        with pytest.raises(BadInput) as keyless:
+            read_file(place(f"s3://{BUCKET}/x"))
+        S3FileSystem.clear_instance_cache()
+    assert "credentials" in str(keyless.value)
     import dask
 
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), pytest.raises(BadInput) as alone:

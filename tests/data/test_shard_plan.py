@@ -61,7 +61,7 @@ def test_where_the_objects_and_the_shards_lie_does_not() -> None:
 
 def test_a_file_is_hashed_once_and_again_only_when_its_size_or_time_changes(tmp_path: Path, monkeypatch) -> None:
     hashed = []
-    monkeypatch.setattr(shard_plan, "sha256_of", lambda path: hashed.append(path.name) or f"hash {len(hashed)}")
+    monkeypatch.setattr(shard_plan, "hash_file", lambda path, _: hashed.append(path.name) or f"hash {len(hashed)}")
     file, remembered = tmp_path / "a", tmp_path / "hashes.json"
 
     def look() -> int:
@@ -158,7 +158,7 @@ def test_what_a_writer_has_just_hashed_is_not_hashed_again_until_it_changes(tmp_
     cache = HashCache(remembered)
     cache.remember(file, "as its writer says")
     cache.save()
-    monkeypatch.setattr(shard_plan, "sha256_of", lambda path: "hashed")
+    monkeypatch.setattr(shard_plan, "hash_file", lambda *_: "hashed")
     assert HashCache(remembered).entry(file)["sha256"] == "as its writer says"
     os.utime(file, ns=(0, 2000))
     assert HashCache(remembered).entry(file)["sha256"] == "hashed"
