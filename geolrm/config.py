@@ -40,6 +40,7 @@ class Variety(Section):
     profiles: Share = 0.0  # of the solids: bevelled, turned or tapered
     lettering: Share = 0.0  # of the textures: with lines of text and bars on panels of several sizes
     lights: Share = 0.0  # of the objects: under a light of their own, half of them with highlights
+    cubes: Share = 0.0  # of the objects: as large as the cube [-0.5, 0.5]^3 allows, as scans are, not the ball in it
 
 
 class Procedural(Section):

@@ -12,7 +12,7 @@ from geolrm.data.lighting import FIXED, Light, highlights, irradiance
 from geolrm.data.procedural import draw_object, primitives, procedural_object, render_scene
 from geolrm.data.procedural.drawing import draw_light, draw_scene, scene_generator
 from geolrm.data.procedural.profiles import Profile
-from geolrm.data.procedural.scene import Scene, Solid
+from geolrm.data.procedural.scene import BALL_RADIUS, Scene, Solid
 from geolrm.data.procedural.spans import dot, normalised
 from geolrm.data.procedural.textures import Texture, albedo, draw_texture
 from geolrm.data.procedural.vessels import draw_profile, draw_vessel
@@ -79,6 +79,7 @@ def test_each_share_brings_its_own_kind_of_variety_and_no_other(share: str) -> N
         "profiles": all(isinstance(solid.shape, Profile) for solid in solids),
         "lettering": all(solid.texture.lettering is not None for solid in solids),
         "lights": all(scene.light != FIXED for scene in scenes),
+        "cubes": all(scene.radius > BALL_RADIUS for scene in scenes),
     }
     assert {name for name, there in found.items() if there} == {share}
     assert any(solid.texture.lettering for solid in solids) == (share == "lettering")
@@ -91,6 +92,23 @@ def test_a_light_of_its_own_leaves_an_object_what_it_was() -> None:
     lit = draw_scene(scene_generator(0, "lit"), Variety(lights=1.0))
     assert [solid.kind for solid in lit.solids] == [solid.kind for solid in plain.solids]
     assert torch.equal(depth_of(lit, render_rig("k")[[1]], 32), depth_of(plain, render_rig("k")[[1]], 32))
+
+
+def test_an_object_that_fills_the_cube_is_the_same_object_larger_and_all_of_it_is_seen() -> None:
+    for number in range(4):
+        plain, full = (draw_scene(scene_generator(3, str(number)), Variety(cubes=share)) for share in (0.0, 1.0))
+        grown = full.solids[0].to_world.norm() / plain.solids[0].to_world.norm()
+        points, _, _ = full.sample_surface(4096, scene_generator(3, "points"))
+        assert points.abs().max() <= 0.5
+        assert points.norm(dim=1).max() <= full.radius <= math.sqrt(0.75)
+        outside = points[points.norm(dim=1) > BALL_RADIUS + 0.01]
+        assert 1.0 < grown <= math.sqrt(3)
+        views, _ = render_scene(full, "k", render_rig("k")[:24], 96, 1)
+        assert views.depth is not None
+        seen = views.cameras.unproject(views.depth)[views.depth > 0]
+        assert seen.abs().max() <= 0.5 + 1e-4
+        near = torch.cdist(outside, seen).amin(dim=1) < 0.03
+        assert len(outside) == 0 or near.float().mean() > 0.5
 
 
 # --- outlines ---

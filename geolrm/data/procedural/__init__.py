@@ -1,11 +1,11 @@
 """Procedural objects: the pipeline's embedded data, ray-traced in closed form.
 
 In: a seed, a key, a resolution. Out: the object rendered from its rig, with alpha, planar depth, normals and true surface
-samples. Convention: cameras of `geolrm/data/rig.py`, the ball of radius 0.5; depth and normals come from the ray through
-the pixel's centre, an exact hit or nothing; alpha and colour are means over supersampling^2 rays a pixel, colour over the
-rays that hit, in sRGB, the space that pictures are composited in. A pixel that no such ray hits has no depth either; at a
-silhouette a pixel can have some alpha and no depth. Trade: one device's floats; the bytes repeat on one machine and torch
-version, while other machines may differ in the last bit of a cosine. Verified by closed forms and between views.
+samples. Convention: cameras of `geolrm/data/rig.py`, the ball of radius 0.5 or the cube around it; depth and normals come
+from the ray through the pixel's centre, an exact hit or nothing; alpha and colour are means over supersampling^2 rays a pixel,
+colour over the rays that hit, in sRGB, the space that pictures are composited in. A pixel that no such ray hits has no depth
+either; at a silhouette a pixel can have some alpha and no depth. Trade: one device's floats; the bytes repeat on one machine
+and torch version, while other machines may differ in the last bit of a cosine. Verified by closed forms and between views.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from geolrm.config import Procedural, Variety
 from geolrm.data.lighting import FIXED, LIGHTING
 from geolrm.data.object_tar import RenderedObject
 from geolrm.data.procedural.drawing import PLAIN, draw_scene, large_enough, scene_generator
-from geolrm.data.procedural.scene import BALL_RADIUS, Scene
+from geolrm.data.procedural.scene import Scene
 from geolrm.data.procedural.spans import dot
 from geolrm.data.rig import render_rig, test_rig, view_roles
 from geolrm.failures import BadInput
@@ -148,7 +148,7 @@ def _render_some(scene: Scene, cameras: Cameras, resolution: int, supersampling:
     centre_origins, centre_directions = _rays(cameras, resolution)
     fine, centre = fine_directions.shape[1], centre_directions.shape[1]
     ray, origin, direction = _towards_ball(
-        torch.cat([fine_origins, centre_origins], 1), torch.cat([fine_directions, centre_directions], 1)
+        torch.cat([fine_origins, centre_origins], 1), torch.cat([fine_directions, centre_directions], 1), scene.radius
     )
     t, owner = scene.trace(origin, direction)
     hit = torch.nonzero(torch.isfinite(t))[:, 0]
@@ -176,8 +176,8 @@ def _rays(cameras: Cameras, side: int) -> tuple[Tensor, Tensor]:
     return tuple(x.expand_as(directions).reshape(-1, 3).T.contiguous() for x in (origins, directions))  # type: ignore[return-value]
 
 
-def _towards_ball(origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Which rays (3, N) meet the ball that holds every object: their positions, origins, directions."""
+def _towards_ball(origins: Tensor, directions: Tensor, radius: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Which rays (3, N) meet the ball that holds the object: their positions, origins, directions."""
     start = origins - dot(origins, directions) / dot(directions, directions) * directions
-    ray = torch.nonzero(dot(start, start) < BALL_RADIUS**2)[:, 0]
+    ray = torch.nonzero(dot(start, start) < radius**2)[:, 0]
     return ray, origins.index_select(1, ray), directions.index_select(1, ray)

@@ -42,7 +42,7 @@ def scene_generator(seed: int, key: str, attempt: int = 0) -> np.random.Generato
 
 
 def draw_scene(random: np.random.Generator, variety: Variety = PLAIN) -> Scene:
-    """A random object, centred and scaled to the ball of radius 0.5.
+    """A random object, centred and scaled to the ball of radius 0.5 or, by `variety`, to the cube around it.
 
     Either 1 to 9 solids, of which up to 3 carve, each after the first centred near the surface of an earlier one, so that
     pieces touch and carvers bite; or, by `variety`, a vessel, sometimes with a solid or two beside it.
@@ -57,7 +57,8 @@ def draw_scene(random: np.random.Generator, variety: Variety = PLAIN) -> Scene:
             size = math.exp(random.uniform(math.log(0.4), 0.0)) * (0.6 if carves else 1.0)
             solids.append(_draw_solid(random, size, carves, _anchor(random, solids), variety))
     own_light = variety.lights and random.random() < variety.lights
-    return fitted(Scene(tuple(solids), draw_light(random) if own_light else FIXED))
+    light = draw_light(random) if own_light else FIXED
+    return fitted(Scene(tuple(solids), light), cube=variety.cubes > 0 and random.random() < variety.cubes)
 
 
 def _anchor(random: np.random.Generator, solids: list[Solid]) -> Solid | None:
@@ -146,14 +147,16 @@ def _rotation(random: np.random.Generator) -> np.ndarray:
     )
 
 
-def fitted(scene: Scene) -> Scene:
-    """The scene moved and scaled so that its uncarved solids just fit the ball of radius 0.5, centred by their box."""
+def fitted(scene: Scene, cube: bool = False) -> Scene:
+    """The scene moved and scaled so that its uncarved solids just fit the ball of radius 0.5, or else the cube
+    [-0.5, 0.5]^3, centred by their box."""
     adding = [s for s in scene.solids if not s.carves]
     hull = torch.cat([s.to_world @ primitives.hull_points(s.kind, s.shape) + s.centre[:, None] for s in adding], dim=1)
     middle = (hull.amax(1) + hull.amin(1)) / 2
-    scale = BALL_RADIUS / (MARGIN * (hull - middle[:, None]).norm(dim=0).max())
+    reach = MARGIN * (hull - middle[:, None]).norm(dim=0).max()
+    scale = BALL_RADIUS / (MARGIN * (hull - middle[:, None]).abs().max() if cube else reach)
     solids = (replace(s, to_world=s.to_world * scale, centre=(s.centre - middle) * scale) for s in scene.solids)
-    return replace(scene, solids=tuple(solids))
+    return replace(scene, solids=tuple(solids), radius=float(scale * reach) if cube else BALL_RADIUS)
 
 
 def large_enough(points: Tensor, area: float) -> bool:

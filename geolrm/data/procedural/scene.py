@@ -1,11 +1,11 @@
 """A procedural object: solids united and carved, traced along rays and sampled on their surface.
 
 In: solids; rays to trace. Out: exact hits with normals and colours; area-uniform points of the true surface. Convention: the
-object is the union of its solids less the union of those that carve, which spare the solids that are `kept`, inside the ball
-of radius 0.5. Along a ray each solid is an interval or a few, so the first surface is the nearest of the solids' entries and
-the carvers' exits that lies in the object: no marching, no mesh. Shading is Lambertian under the one fixed light, so that
-colour does not hang on the view; a light of the scene's own may add highlights, which do. No shadows. Trade: pieces may float
-apart after carving, as in Zeroverse (arXiv 2406.09371), whose recipe this follows in spirit. Verified against closed forms.
+object is the union of its solids less the union of those that carve, which spare the solids that are `kept`. Along a ray each
+solid is an interval or a few, so the first surface is the nearest of the solids' entries and the carvers' exits that lies in
+the object: no marching, no mesh. Shading is Lambertian under the one fixed light, so that colour does not hang on the view; a
+light of the scene's own may add highlights, which do. No shadows. Trade: pieces may float apart after carving, as in Zeroverse
+(arXiv 2406.09371), whose recipe this follows in spirit. Verified against closed forms.
 """
 
 from __future__ import annotations
@@ -110,10 +110,12 @@ class Solid:
 
 @dataclass(frozen=True)
 class Scene:
-    """Solids, of which those that carve take away from all others but those that are kept, and their light."""
+    """Solids, of which those that carve take away from all others but those that are kept, their light, and the radius of a
+    ball around the origin that holds them all."""
 
     solids: tuple[Solid, ...]
     light: Light = FIXED
+    radius: float = BALL_RADIUS
 
     def to(self, device: torch.device | str) -> Scene:
         return replace(self, solids=tuple(solid.to(device) for solid in self.solids))
