@@ -62,7 +62,7 @@ class Table:
         heads = [textwrap.wrap(head, HEAD_WIDTH) for head in self.heads]
         tall = max(map(len, heads))
         above = zip(*([""] * (tall - len(head)) + head for head in heads), strict=True)
-        rows = [*above, *(tuple(map(_narrow, cells)) for cells in self.lines)]
+        rows = [*above, *(tuple(map(narrow, cells)) for cells in self.lines)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         aligned = [
             "  ".join(
@@ -90,7 +90,7 @@ class Table:
         )
 
 
-def _narrow(cell: str) -> str:
+def narrow(cell: str) -> str:
     """`1.50 [1.25, 2.00]` as `1.50 ±0.38`; anything else as it is."""
     found = re.fullmatch(r"(\S+) \[(\S+), (\S+)\]", cell)
     if found is None:
@@ -116,7 +116,8 @@ def views_of(group: Record, asked: int | None = None) -> int:
     return int(max(group["views"]))
 
 
-def _shown(metric: str, point: Record | None, sign: str = "") -> str:
+def shown(metric: str, point: Record | None, sign: str = "") -> str:
+    """A mean with its interval in brackets, as tables have it; `sign` is "+" for a difference."""
     if point is None:
         return NONE
     spec = METRICS[metric]
@@ -150,10 +151,10 @@ def comparison(name: str, group: Record, main: str, views: int, common: bool) ->
     for method in [*cells, *(method for method in papers if method not in cells)]:
         status = cells[method]["status"] if method in cells else {}
         line = [method, f"{status.get('ok', 0)}/{sum(status.values())}" if status else "not run"]
-        line += [_shown(metric, point(method, metric)) if method in cells else NONE for metric in metrics]
+        line += [shown(metric, point(method, metric)) if method in cells else NONE for metric in metrics]
         if not common:
             difference = group["differences"].get(method, {}).get(str(views), {}).get(HEADLINE)
-            line.append(_shown(HEADLINE, difference, "+"))
+            line.append(shown(HEADLINE, difference, "+"))
             line += [_quoted(papers.get(method, {}), field) for field in PUBLISHED]
         lines.append(tuple(line))
     heads = ["method", "ok", *(METRICS[metric].label for metric in metrics)]
@@ -233,4 +234,5 @@ def _measured(summary: Record) -> Iterable[dict[str, Any]]:
 
 
 def _numbers(found: Record) -> Record:
-    return {field: found[field] for field in ("mean", "low", "high", "n")}
+    """Six digits: more than any of these is known to."""
+    return {field: None if found[field] is None else f"{found[field]:.6g}" for field in ("mean", "low", "high", "n")}

@@ -2,10 +2,10 @@
 
 In: a method and its input views, already on its device. Out: what it made, median and 90th percentile of its seconds, seconds of
 the stages that it names, peak bytes. Convention: after runs that are not counted (`EFFORTS` says how many) come timed ones, fewer
-where they would take longer than their budget (`runs` says how many); CUDA events, and memory allocated and reserved on a GPU,
-less what the harness holds there; wall time and the process's peak resident memory, marked as such, on a CPU. Trade: resident
-memory holds everything else in the process too; the first object pays for the many runs, later ones for a few. Verified by
-methods of known duration and known allocation.
+of both where they would take longer than their budget (`runs` says how many are timed); CUDA events, and memory allocated and
+reserved on a GPU, less what the harness holds there; wall time and the process's peak resident memory, marked as such, on a CPU.
+Trade: resident memory holds everything else in the process too; the first object pays for the many runs, later ones for a few.
+Verified by methods of known duration and known allocation.
 """
 
 from __future__ import annotations
@@ -108,15 +108,16 @@ def measure(method: Method, views: Views, first: bool, harness_bytes: int = 0) -
     effort = EFFORTS["cuda" if on_cuda else "cpu"][0 if first else 1]
     if on_cuda:
         torch.cuda.empty_cache()  # what scoring left with the allocator is no part of what the method reserves
-    spent = 0.0
-    for _ in range(effort.warm_ups):
-        if spent <= effort.budget:
-            spent += _run(method, views, on_cuda).seconds
-    if on_cuda:
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        _reset_resident_peak()
-    done = _run(method, views, on_cuda)
+    spent, left = 0.0, effort.warm_ups + 1  # the last of these is the first that counts
+    while left:
+        if on_cuda:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            _reset_resident_peak()
+        done = _run(method, views, on_cuda)
+        spent, left = spent + done.seconds, left - 1
+        if spent > effort.budget:
+            left = min(left, 1 if first else 0)  # what is this slow, and not new here, needs no warming up
     peak = torch.cuda.max_memory_allocated() - harness_bytes if on_cuda else _resident_peak()
     reserved = torch.cuda.max_memory_reserved() - harness_bytes if on_cuda else None
     times, stages = [done.seconds], {name: [seconds] for name, seconds in done.stages.items()}

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.artefacts import TURNTABLE, artefact_folder
 from benchmarks.charts import CURVES, Chart, method_colours, object_scatter, pareto, training_charts, view_curves
-from benchmarks.comparison import PAPER_SWEEP, comparison, published_table, views_of
+from benchmarks.comparison import BESIDE, NONE, PAPER_SWEEP, PUBLISHED, comparison, narrow, published_table, views_of
 from benchmarks.comparison import Table as Comparison
 from benchmarks.estimates import HEADLINE, METRICS
 from benchmarks.estimates import groups as grouped
@@ -166,24 +166,63 @@ def _comparison_parts(page: Page, title: str, group: Record, rows: list[Record],
         parts.append(f'<div class="charts">{"".join(scatter)}</div>')
     for common in (False, True):
         found = comparison(title, group, main, views, common)
-        parts.append(f"<h3>{escape(found.caption)}</h3>{_as_html(found)}")
+        parts.append(f"<h3>{escape(found.caption.partition(' (published')[0])}</h3>{_as_html(found)}")
+        parts += [] if common else _beside_published(found)
     stages = _stages_table(group, str(views))
     return [*parts, *([f"<h3>Seconds by stage, {views} views</h3>", stages] if stages else [])]
 
 
+OURS = {  # what stands beside a published number, its heads in a comparison; the first that is there
+    **{field: (METRICS[field].label,) for field in ("psnr", "ssim", "cd_sum", "fscore_0.2", "latency_s")},
+    "lpips": (METRICS["lpips_vgg"].label, METRICS["lpips_alex"].label),
+    "memory_gb": (METRICS["peak_memory_bytes"].label,),
+}
+PAPERS = "published: "  # what the heads of a comparison's published columns start with
+
+
 def _as_html(found: Comparison) -> str:
-    """A comparison as HTML; the published columns are quiet."""
-    quiet = [head.startswith("published") for head in found.heads]
+    """Our columns of a comparison, made narrow: half the width of an interval below its mean, its ends when pointed at."""
     heads = [Cell(escape(head), style="text" if i == 0 else "") for i, head in enumerate(found.heads)]
+    ours = [i for i, head in enumerate(found.heads) if not head.startswith(PAPERS)]
     lines = []
     for cells in found.lines:
+        if "not run" in cells:
+            continue  # only papers have numbers of it
         line = [words(cells[0])]
-        for text, is_quiet in zip(cells[1:], quiet[1:], strict=True):
-            mean, _, bounds = text.partition(" [")
-            shown = escape(mean) + (f" <small>[{escape(bounds)}</small>" if bounds else "")
-            line.append(Cell(f'<span class="quiet">{shown}</span>' if is_quiet else shown))
+        for i in ours[1:]:
+            mean, _, half = narrow(cells[i]).partition(" ")
+            line.append(
+                Cell(escape(mean) + (f' <small title="{escape(cells[i])}">{escape(half)}</small>' if half else ""))
+            )
         lines.append(("", line))
-    return table(heads, lines, sortable=False, compact=True)
+    return table([heads[i] for i in ours], lines, sortable=False, compact=True)
+
+
+def _beside_published(found: Comparison) -> list[str]:
+    """The methods that papers have numbers of, each of these beside ours; nothing where there are none."""
+    at = {head: i for i, head in enumerate(found.heads)}
+    pairs = [
+        (head, next((at[ours] for ours in OURS[field] if ours in at), None), at[PAPERS + head])
+        for field, head in PUBLISHED.items()
+        if PAPERS + head in at
+    ]
+    lines = []
+    for cells in found.lines:
+        if all(cells[paper] == NONE for _, _, paper in pairs):
+            continue
+        line = [words(cells[0])]
+        for head, ours, paper in pairs:
+            mean = NONE if ours is None else cells[ours].partition(" ")[0]
+            if head == "GB" and mean != NONE:
+                mean = f"{float(mean) * 2**20 / 1e9:.2f}"  # from MiB
+            line += [Cell(escape(mean)), Cell(f'<span class="quiet">{escape(cells[paper])}</span>')]
+        lines.append(("", line))
+    heads = [
+        *_heads("method"),
+        *(Cell(escape(f"{head}, {who}")) for head, _, _ in pairs for who in ("ours", "published")),
+    ]
+    title = f"<h4>Beside published numbers: {escape(BESIDE)}; another protocol, not to compare</h4>"
+    return [title, table(heads, lines, sortable=False, compact=True)] if lines else []
 
 
 def _worded(found: Comparison, column: int, text: str) -> Cell:

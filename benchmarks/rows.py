@@ -70,13 +70,14 @@ PASSPORT = (
         "precision",
         "seed",
     ),
-    *("code_hash", "lpips", "memory", "split_hash"),
+    *("code_hash", "lpips", "memory", "split_hash", "max_anchors"),
 )
 IDENTITY = (
     "protocol_hash",
     "settings",
     "dataset_hash",
     "checkpoint_hash",
+    "max_anchors",
     "code_hash",
     "lpips",
     "device",
@@ -91,10 +92,13 @@ def digest(content: Any) -> str:
 
 
 def code_hash(files: list[Path]) -> str:
-    """Digest of the code that decides a score: what the library sees and renders by, the scorer, and `files` of a method."""
+    """Digest of the code that decides a score: what the library sees and renders by, the scorer, and `files` of a method; the
+    networks of the library only where one of these names them."""
     library, here = Path(geolrm.__file__).parent, Path(__file__).parent
     shared = [library / f"{name}.py" for name in ("cameras", "views", "gaussians", "occupancy", "fusion", "meshing")]
-    shared += [file for part in ("metrics", "model", "rendering") for file in sorted((library / part).glob("*.py"))]
+    has_network = any(b"geolrm.model" in file.read_bytes() for file in files)
+    parts = ("metrics", "rendering", *(("kernels", "model") if has_network else ()))
+    shared += [file for part in parts for file in sorted((library / part).glob("*.py"))]
     shared += [here / f"{name}.py" for name in ("measure", "pictures", "scores", "stages")]
     return digest([[file.name, sha256_of(file)] for file in shared + files])
 

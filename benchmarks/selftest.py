@@ -22,8 +22,8 @@ from torch import Tensor
 
 from benchmarks import protocol
 from benchmarks.methods import Reconstruction
-from benchmarks.methods.mean_colour import half_spacing
 from benchmarks.methods.visual_hull import colour_from_views
+from benchmarks.round_gaussians import half_spacing
 from benchmarks.scores import BACKGROUND, DENSE_POINTS, Scorer, Scores
 from geolrm.cameras import OPENCV_TO_BLENDER, Cameras
 from geolrm.config import Sweep, load_params

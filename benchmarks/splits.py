@@ -7,6 +7,9 @@ protocol, as UTF-8, in that order: nobody chose them, and the first ten are a dr
 written, so that objects which its source adds or removes later do not change it; a list that was changed is refused. Verified by
 drawing the committed lists again from the committed names, and by planting other names and another list.
 
+The ten scans of docs/real-scans.md have two lists, `scans-val` to choose a recipe by and `scans-test` to look at in the end:
+the ten names in the order of sha256 of the name alone, the first five and the last five.
+
 A sweep that asks for the list of a data set whose names are there draws it; `python -m benchmarks.splits --dataset NAME` does so
 without a sweep, and says if the names would give another list by now.
 """
@@ -24,6 +27,9 @@ PROTOCOL = "geolrm-bench-v1"
 SIZE = 100
 NAMES = "names.txt"
 DATASETS = Path(__file__).parents[1] / "datasets"
+SCANS = ("gso", "hope")  # the data sets of the ten scans
+SCANS_VAL, SCANS_TEST = "scans-val", "scans-test"
+VAL_SCANS = 5
 
 
 def rank(name: str) -> str:
@@ -43,6 +49,12 @@ def _text(names: list[str]) -> str:
 def draw(names: list[str], size: int = SIZE) -> list[str]:
     """The `size` names of smallest rank, smallest first; all of them where there are no more."""
     return sorted(set(names), key=rank)[:size]
+
+
+def draw_scans(names: list[str]) -> dict[str, list[str]]:
+    """The lists of the scans of these names: the first `VAL_SCANS` in the order of sha256, and the rest."""
+    ordered = sorted(set(names), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    return {SCANS_VAL: ordered[:VAL_SCANS], SCANS_TEST: ordered[VAL_SCANS:]}
 
 
 def read_names(path: Path) -> list[str]:

@@ -47,6 +47,7 @@ from geolrm.config import Params, Sweep, load_params
 from geolrm.data.loader import Sample, ShardDataset
 from geolrm.data.places import Place, hash_file, place
 from geolrm.data.rig import ORBIT_VIEWS
+from geolrm.data.sample_cache import CACHE_BYTES
 from geolrm.failures import BadInput, run_command
 from geolrm.files import alone_in, write_whole
 from geolrm.gaussians import Gaussians
@@ -91,6 +92,8 @@ class Arguments:
     """File or folder of the LPIPS backbones, instead of GEOLRM_LPIPS_WEIGHTS or the cache."""
     datasets: str = "datasets"
     """Folder of the data sets, or the address of a store such as s3://bucket/datasets."""
+    cache_gib: float = 64.0
+    """How much of this disk (~/.cache/geolrm/samples) samples of a store may take, in GiB."""
     results: Path | None = None
     """Folder of the preset's results, where its checkpoints are read from (results/<preset>)."""
     output: Path | None = None
@@ -233,11 +236,12 @@ class DatasetSweep:
         return passport(
             protocol=protocol.PROTOCOL,
             protocol_hash=protocol.protocol_hash(),
-            settings=self.settings.model_dump(include={*protocol.SETTINGS, "max_anchors"}) | {"inputs": self.inputs},
+            settings=self.settings.model_dump(include={*protocol.SETTINGS}) | {"inputs": self.inputs},
             deviations=protocol.deviations(self.settings),
             dataset_hash=self.dataset_hash,
             split_hash=list_hash(self.names) if self.names else None,
             checkpoint_hash=method.checkpoint if isinstance(method, Method) else None,
+            max_anchors=self.settings.max_anchors if isinstance(method, Method) and method.checkpoint else None,
             code_hash=code_hash(sources(name)),
             lpips=self.perceptual.sha256,
             device=torch.cuda.get_device_name() if on_cuda else "cpu",
@@ -254,12 +258,10 @@ class DatasetSweep:
         """
         if row["status"] == "not_installed":
             return False
-        own = {"checkpoint_hash", "code_hash", "precision"} if row["method"] != passport["method"] else set()
+        of_weights = {"checkpoint_hash", "max_anchors", "precision"}
+        own = of_weights | {"code_hash"} if row["method"] != passport["method"] else set()
         if row["status"] == "cost_only" and passport["checkpoint_hash"] is None:
-            own = own | {
-                "checkpoint_hash",
-                "precision",
-            }  # its weights are still missing: what random ones cost stays true
+            own = own | of_weights  # its weights are still missing: what random ones cost stays true
         today = passport | {name: row["passport"].get(name) for name in own}
         return identity(row["passport"]) == identity(today)
 
@@ -576,9 +578,9 @@ def with_arguments(params: Params, arguments: Arguments) -> Params:
     return params.model_copy(update={"sweep": settings})
 
 
-def open_dataset(folder: Place, split: str) -> tuple[ShardDataset, str]:
+def open_dataset(folder: Place, split: str, cache_bytes: int = CACHE_BYTES) -> tuple[ShardDataset, str]:
     """The objects of one split and the hash of the catalog. Raises `BadInput` where nothing is sharded there."""
-    return ShardDataset(folder, split), hash_file(folder / "catalog.parquet")
+    return ShardDataset(folder, split, cache_bytes=cache_bytes), hash_file(folder / "catalog.parquet")
 
 
 def report(sweep: DatasetSweep, rows: list[Row]) -> None:
@@ -636,8 +638,9 @@ def sweep(arguments: Arguments, apart: bool = False) -> dict[str, list[Row]]:
     protocol.check_page()
     split = params.sweep.split
     lists = {name: split_list(name, split) for name in arguments.dataset}
+    home, cache_bytes = place(arguments.datasets), int(arguments.cache_gib * 2**30)
     opened = {
-        name: open_dataset(place(arguments.datasets) / name / params.preset, LIST_SPLIT if names else split)
+        name: open_dataset(home / name / params.preset, LIST_SPLIT if names else split, cache_bytes)
         for name, names in lists.items()
     }
     with one_thread():

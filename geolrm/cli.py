@@ -159,10 +159,9 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Convert:
     """Rewrite the published GeoLRM checkpoint as safetensors, every tensor's name and shape checked."""
 
-    verb: tyro.conf.Positional[Literal["convert"]]
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Lightning checkpoint of the public code, or weights already converted."""
     target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
@@ -176,6 +175,38 @@ class Checkpoint:
         print(f"{self.target}: {len(written)} tensors, {self.target.stat().st_size / 2**20:,.1f} MiB")
         print(f"kept, but without a part in any result: {', '.join(idle)}")
         print(f"left out (the training's LPIPS network): {', '.join(ignored) or 'nothing'}")
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Write both networks of a training as float16 weights that come with the package (`geolrm.load_pretrained`)."""
+
+    results: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RESULTS")]
+    """Folder with the checkpoints of both stages, such as results/small."""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+    """Of the set; its card geolrm/pretrained/NAME.md must be there."""
+
+    def run(self) -> None:
+        from geolrm.pretrained import LIMIT_BYTES, folder_of, publish
+
+        target = folder_of(self.name)
+        networks = publish(self.results, target)
+        for network in networks:
+            facts = f"{network.parameters:,} parameters, {network.size:,} bytes, sha256 {network.sha256}"
+            print(f"{target / network.stage}: {facts}")
+        size = sum(network.size for network in networks)
+        parameters = sum(network.parameters for network in networks)
+        print(f"{parameters:,} parameters, {size / 2**20:.2f} MiB of at most {LIMIT_BYTES / 2**20:.0f}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Checkpoints for others: the published one of GeoLRM, and those that come with this package."""
+
+    verb: Annotated[Convert, tyro.conf.subcommand("convert")] | Annotated[Publish, tyro.conf.subcommand("publish")]
+
+    def run(self) -> None:
+        self.verb.run()
 
 
 Verb = (

@@ -113,7 +113,8 @@ class PlannedRun:
         images: (key, step, pictures glued side by side).
         rows: the table of objects.
         system: how busy the machine was, sample by sample, at the `time` of each.
-        ended: time of the files, seconds since the epoch; no part of the content.
+        ended: time of the files, seconds since the epoch; no part of the content. Nor is `seconds`, how long it took where
+            no metric says when it began.
     """
 
     name: str
@@ -126,6 +127,7 @@ class PlannedRun:
     rows: tuple[Record, ...] = ()
     system: tuple[Record, ...] = ()
     children: tuple[PlannedRun, ...] = ()
+    seconds: float = 0.0
 
     def content(self) -> str:
         """Hash of all that the run and its children show, files by their bytes."""
@@ -194,19 +196,24 @@ def plan_sweep(folder: Path, preset: str) -> dict[str, list[PlannedRun]]:
     apart: dict[tuple[str, str], list[Record]] = {}
     for row in read_records(folder / "rows.jsonl"):
         apart.setdefault((experiment_of(row, preset), row["method"]), []).append(row)
-    ended = (folder / "rows.jsonl").stat().st_mtime
+    began = (folder / "rows.jsonl").stat().st_mtime - sum(map(_seconds, apart.values()))
     planned: dict[str, list[PlannedRun]] = {}
     for i, ((experiment, _), rows) in enumerate(apart.items()):
-        # a second apart: the dashboard lists the newest run first, so methods keep the order of the sweep
-        planned.setdefault(experiment, []).append(_plan_method(folder, preset, rows, ended - i))
+        # begun a second apart: the dashboard lists the newest run first, so methods keep the order of the sweep
+        planned.setdefault(experiment, []).append(_plan_method(folder, preset, rows, began - i))
     return planned
+
+
+def _seconds(rows: list[Record]) -> float:
+    """How long rows took: the runs of the method that were timed, and scoring."""
+    return sum((row.get("latency_s") or 0.0) * row.get("latency_runs", 0) + row.get("harness_s", 0.0) for row in rows)
 
 
 def _distinct(rows: Iterable[Record], name: str) -> list[Any]:
     return list(dict.fromkeys(row[name] for row in rows))
 
 
-def _plan_method(folder: Path, preset: str, rows: list[Record], ended: float) -> PlannedRun:
+def _plan_method(folder: Path, preset: str, rows: list[Record], began: float) -> PlannedRun:
     method = rows[0]["method"]
     found = _passport_tags(rows)
     tags = found | {"preset": preset, "stage": "sweep", "method": method, "machine": _machine(found)}
@@ -228,7 +235,8 @@ def _plan_method(folder: Path, preset: str, rows: list[Record], ended: float) ->
         children.append(
             PlannedRun(
                 name=f"{method} on {folder.name}, {views} views",
-                ended=ended,
+                ended=began + _seconds(of_count),
+                seconds=_seconds(of_count),
                 tags=tags | {"views": str(views)},
                 params={"method": method, "views": str(views), "input_views": str(of_count[0].get("input_views"))},
                 metrics=means,
@@ -238,7 +246,8 @@ def _plan_method(folder: Path, preset: str, rows: list[Record], ended: float) ->
         )
     return PlannedRun(
         name=f"{method} on {folder.name}",
-        ended=ended,
+        ended=began + _seconds(rows),
+        seconds=_seconds(rows),
         tags=tags,
         params={"method": method, "views": ", ".join(child.params["views"] for child in children)},
         metrics=tuple(metrics),
@@ -447,7 +456,7 @@ def _write(client: MlflowClient, experiment: str, run: PlannedRun, content: str,
 
     ended = int(run.ended * 1000)
     tags = run.tags | {TAG: ""} | ({"mlflow.parentRunId": parent} if parent else {})
-    started = ended - int(max((before for *_, before in run.metrics), default=0.0) * 1000)
+    started = ended - int(max((before for *_, before in run.metrics), default=0.0) * 1000 or run.seconds * 1000)
     # with its tags from the first moment: a run without them would be nobody's, and stay, if we are killed now
     own = {name: value[:8000] for name, value in tags.items()}
     run_id = client.create_run(experiment, start_time=started, tags=own, run_name=run.name).info.run_id

@@ -16,6 +16,7 @@ PAGES = sorted(
         ROOT / "CONTRIBUTING.md",
         *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("datasets/*/*.md"),
+        *ROOT.glob("geolrm/pretrained/*.md"),
     )
 )
 RUN = re.compile(

@@ -62,6 +62,26 @@ def test_a_sweeps_metric_is_drawn_against_time_and_memory_too(store):
             assert {p.step: p.value for p in history} == dict(zip(steps, by_views, strict=True))
 
 
+def test_a_run_lasted_as_long_as_its_rows_took_and_methods_keep_their_order(store):
+    results, _, client = store
+    found = runs(client, EXPERIMENT)
+
+    def lasted(name: str) -> float:
+        return (found[name].info.end_time - found[name].info.start_time) / 1000
+
+    def took(rows: list[dict]) -> float:
+        return sum(made["latency_s"] * made["latency_runs"] + made["harness_s"] for made in rows)
+
+    rows = [made for made in sweep_rows() if made["method"] == "geolrm"]
+    assert lasted("geolrm on procedural") == pytest.approx(took(rows), abs=0.002)
+    of_four = [made for made in rows if made["views"] == 4]
+    assert lasted("geolrm on procedural, 4 views") == pytest.approx(took(of_four), abs=0.002)
+    parents = [found[f"{method} on procedural"].info for method in METHODS]
+    assert sorted(parents, key=lambda info: -info.start_time) == parents
+    written = (results / "sweep" / "procedural" / "rows.jsonl").stat().st_mtime
+    assert all(info.end_time <= 1000 * written for info in parents)
+
+
 def test_a_run_is_found_by_commit_machine_data_set_and_checkpoint(store):
     _, _, client = store
     experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id

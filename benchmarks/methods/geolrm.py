@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,14 +49,18 @@ def precision_on(device: torch.device) -> str:
     return "bfloat16" if products_in_bfloat16(PRECISION, device) else "float32"
 
 
-@lru_cache(maxsize=2)
-def _load(folder: Path, device: torch.device, written: tuple[int, ...]) -> tuple[GeoLRM, str]:
-    """Networks and hash of both checkpoints; `written` renews the cache when the files change."""
-    model, records = load_geolrm(folder)
+def prepared(model: GeoLRM, records: dict[str, Any], device: torch.device) -> tuple[GeoLRM, str]:
+    """The model on its device, its stages named, and one hash for the two checkpoints."""
     name_stage("proposal", model.proposal)
     name_stage("reconstruction", model.reconstruction)
     both = "".join(str(records[stage]["sha256"]) for stage in ("proposal", "reconstruction"))
     return model.to(device), hashlib.sha256(both.encode()).hexdigest()
+
+
+@lru_cache(maxsize=2)
+def _load(folder: Path, device: torch.device, written: tuple[int, ...]) -> tuple[GeoLRM, str]:
+    """Networks and hash of both checkpoints; `written` renews the cache when the files change."""
+    return prepared(*load_geolrm(folder), device)
 
 
 def load_networks(context: Context) -> tuple[GeoLRM, str]:
@@ -74,7 +79,11 @@ def anchors_of(model: GeoLRM, views: Views, max_anchors: int) -> Tensor:
 
 def load(context: Context) -> Method:
     """Raises `BadInput` where a checkpoint is missing or damaged."""
-    model, checkpoint = load_networks(context)
+    return method(*load_networks(context), context)
+
+
+def method(model: GeoLRM, checkpoint: str, context: Context) -> Method:
+    """The method of a prepared model."""
 
     def reconstruct(views: Views) -> Gaussians:
         return model.reconstruct(views, context.params.sweep.max_anchors, PRECISION)

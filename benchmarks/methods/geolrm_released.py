@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.methods import Context, Method, Spec
-from benchmarks.published import VARIABLE, published_folder
+from benchmarks.planted import Planted
+from benchmarks.published import UNTRAINED, VARIABLE, published_folder
 from benchmarks.stages import name_stage
 from geolrm.failures import BadInput
 from geolrm.files import sha256_of
 from geolrm.gaussians import Gaussians
 from geolrm.model.geolrm import GeoLRM
-from geolrm.model.released import load_released_checkpoint
+from geolrm.model.proposal import ProposalNetwork
+from geolrm.model.reconstruction import ReconstructionNetwork
+from geolrm.model.released import PUBLISHED_PROPOSAL, PUBLISHED_RECONSTRUCTION, load_released_checkpoint
 from geolrm.views import Views
 
 FILES = ("geolrm.safetensors", "geolrm.ckpt")  # what `geolrm checkpoint convert` wrote, else the published file itself
@@ -51,3 +54,10 @@ def load(context: Context) -> Method:
     file = weights()
     model = load_released_checkpoint(file).to(context.device)
     return method(model, sha256_of(file), context.params.sweep.max_anchors)
+
+
+def untrained(context: Context) -> Method:
+    """Random weights in the published sizes, for rows of costs alone: what it proposes is a sphere, whatever it sees."""
+    proposal = Planted(ProposalNetwork(PUBLISHED_PROPOSAL, pretrained=False))
+    model = GeoLRM(proposal, ReconstructionNetwork(PUBLISHED_RECONSTRUCTION, pretrained=False))  # type: ignore[arg-type]
+    return method(model.eval().to(context.device), UNTRAINED, context.params.sweep.max_anchors)

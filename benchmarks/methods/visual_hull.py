@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.methods import Context, Method, Spec
-from benchmarks.methods.mean_colour import mean_foreground_colour, round_gaussians
+from benchmarks.round_gaussians import mean_foreground_colour, round_gaussians
 from geolrm.cameras import Cameras
 from geolrm.gaussians import Gaussians
 from geolrm.occupancy import voxel_centres

@@ -28,9 +28,10 @@ from benchmarks.methods.crm.network import Config as CRMConfig
 from benchmarks.methods.instantmesh.network import PUBLISHED, EncoderSizes, Sizes, TriplaneSizes
 from benchmarks.methods.lgm.network import BIG
 from benchmarks.methods.lgm.network import Config as LGMConfig
+from benchmarks.planted import Planted
 from benchmarks.processes import Tell, in_own_process
 from benchmarks.published import UNTRAINED
-from benchmarks.speed.model import MIB, Planted, drawn_views, full_model
+from benchmarks.speed.model import MIB, drawn_views, full_model
 from geolrm.config import load_params
 from geolrm.failures import BadInput
 from geolrm.files import write_whole
@@ -158,6 +159,13 @@ def first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
+def failure(error: Exception) -> dict[str, str]:
+    """Status and reason of a row whose method raised."""
+    no_memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "out_of_memory" in str(error)
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    return {"status": "out_of_memory" if no_memory else "failed", "reason": reason}
+
+
 def measured_row(name: str, method: Method, count: int, options: Options) -> Row:
     """One method at one number of views."""
     row = empty_row(name, count)
@@ -166,9 +174,7 @@ def measured_row(name: str, method: Method, count: int, options: Options) -> Row
     except NotApplicable as error:
         return row | {"status": "not_applicable", "reason": first_line(error)}
     except METHOD_ERRORS as error:
-        no_memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "out_of_memory" in str(error)
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        return row | {"status": "out_of_memory" if no_memory else "failed", "reason": reason}
+        return row | failure(error)
     precision = method.precision
     if options.place.type == "cuda" and options.tf32 and precision == "float32":
         precision = "float32, TF32 products"
@@ -188,7 +194,12 @@ def rows_of(name: str, options: Options, tell: Tell) -> None:
     """Tell the rows of one method, one by one."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
     torch.manual_seed(options.seed)
-    method = MADE[name](options)
+    try:
+        method = MADE[name](options)
+    except METHOD_ERRORS as error:
+        for count in options.views:
+            tell(empty_row(name, count) | failure(error))
+        return
     for count in options.views:
         tell(measured_row(name, method, count, options))
 

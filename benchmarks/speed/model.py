@@ -24,10 +24,11 @@ from typing import Any
 
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from geolrm.cameras import Cameras, orbit
+from benchmarks.planted import Planted
+from geolrm.cameras import orbit
 from geolrm.config import Params, Precision, load_params
 from geolrm.files import write_whole
 from geolrm.gaussians import Gaussians
@@ -76,28 +77,6 @@ class Options:
     """Cameras that the two precisions are compared in, at half the image size; 0 leaves it out."""
     seed: int = 0
     """Of weights and pictures."""
-
-
-class Planted(nn.Module):
-    """A proposal network that is computed in full and then proposes given voxels, so that anchors are fixed."""
-
-    grid: Tensor
-
-    def __init__(self, network: ProposalNetwork) -> None:
-        super().__init__()
-        self.network, self.settings = network, network.settings
-        self.register_buffer("grid", sphere_shell(network.coarse * network.block), persistent=False)
-
-    def forward(self, images: Tensor, cameras: Cameras) -> Tensor:
-        logits = self.network(images, cameras)
-        return torch.where(self.grid, logits.abs() + 1, -logits.abs() - 1)
-
-
-def sphere_shell(resolution: int) -> Tensor:
-    """(R, R, R) bool: voxels within 1.2 cells of the sphere of radius 0.4, more than 32,768 at R = 128."""
-    axis = (torch.arange(resolution) + 0.5) / resolution - 0.5
-    distance = torch.cartesian_prod(axis, axis, axis).norm(dim=-1).reshape([resolution] * 3)
-    return (distance - 0.4).abs() < 1.2 / resolution
 
 
 def planted(model: GeoLRM) -> Planted:

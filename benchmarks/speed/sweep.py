@@ -39,8 +39,8 @@ class Options:
     """Where the result goes."""
     params: Path = Path("params.yaml")
     """Params file: sizes, and the preset whose data and checkpoints are used."""
-    dataset: str = "procedural"
-    """A data set that is sharded."""
+    dataset: tuple[str, ...] = ("procedural",)
+    """Data sets that are sharded."""
     split: str = "test"
     """Of the catalog, or one of the benchmark's lists."""
     methods: tuple[str, ...] = ("geolrm",)
@@ -48,7 +48,7 @@ class Options:
     views: tuple[int, ...] = VIEW_COUNTS
     """Numbers of input views."""
     objects: int = 10
-    """How many are measured."""
+    """How many are measured, of each data set."""
     of: int = 100
     """For how many the time is estimated."""
     device: str = "auto"
@@ -71,9 +71,9 @@ def summarise(rows: list[Row], wall_s: float, of: int) -> dict[str, Any]:
     if wrong or not rows:
         detail = f"{wrong['method']} on {wrong['object']}: {wrong['status']}: {wrong['reason']}" if wrong else "no rows"
         raise BadInput("rows_not_scored", "the sweep", detail, "time methods that run here, on inputs that they take")
-    objects = len({row["object"] for row in rows})
-    first = {row["method"]: row for row in reversed(rows)}
-    later = [row for row in rows if row is not first[row["method"]]]
+    objects = len({(row["dataset"], row["object"]) for row in rows})
+    first = {(row["dataset"], row["method"]): row for row in reversed(rows)}  # each in a process of its own
+    later = [row for row in rows if row is not first[row["dataset"], row["method"]]]
     return {
         "objects": objects,
         "rows": len(rows),
@@ -93,14 +93,14 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         command = [
             *(sys.executable, "-m", "benchmarks.sweep_views", "--params", str(options.params)),
-            *("--dataset", options.dataset, "--split", options.split, "--methods", *options.methods),
+            *("--dataset", *options.dataset, "--split", options.split, "--methods", *options.methods),
             *("--views", *map(str, options.views), "--inputs", "orbit", "--objects", str(options.objects)),
             *("--artefacts", "0", "--device", options.device, "--output", folder),
         ]
         begun = time.perf_counter()
         subprocess.run(command, check=True)
         wall_s = time.perf_counter() - begun
-        rows = read_rows(Path(folder) / options.dataset / "rows.jsonl")
+        rows = [row for name in options.dataset for row in read_rows(Path(folder) / name / "rows.jsonl")]
     found = summarise(rows, wall_s, options.of)
     write_whole(options.out, json.dumps({"command": command[1:], **found}, indent=1) + "\n")
     later, whole = found["harness_s_later_rows"] or found["harness_s"], found["estimate"]

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from benchmarks.speed.model import FAST, MIB, drawn_views, sphere_shell
+from benchmarks.planted import sphere_shell
+from benchmarks.speed.model import FAST, MIB, drawn_views
 from geolrm.config import Params, load_params
 from geolrm.files import write_whole
 from geolrm.metrics.perceptual import Lpips, weights_file

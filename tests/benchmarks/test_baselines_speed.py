@@ -91,6 +91,16 @@ def test_what_goes_wrong_at_one_view_count_is_a_row_and_the_rest_goes_on(monkeyp
     assert "| lgm | 6 |" in text
 
 
+def test_a_method_that_does_not_fit_at_all_is_a_row_per_view_count(monkeypatch):
+    def load(options):
+        raise torch.cuda.OutOfMemoryError("no room for its weights")
+
+    monkeypatch.setitem(baselines.MADE, "lgm", load)
+    found = rows("lgm")
+    assert [(row["views"], row["status"]) for row in found] == [(4, "out_of_memory"), (6, "out_of_memory")]
+    assert "no room" in found[0]["reason"]
+
+
 def test_a_method_has_a_process_of_its_own_and_the_file_says_what_it_is(tmp_path):
     options = replace(OPTIONS, methods=("instantmesh",), views=(4,), out=tmp_path / "cost.json")
     (row,) = run(options)

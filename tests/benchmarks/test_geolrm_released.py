@@ -5,6 +5,7 @@ import torch
 from test_sweep_views import BallSample
 
 from benchmarks.methods import Context, geolrm_released, sources
+from benchmarks.published import UNTRAINED
 from geolrm.failures import BadInput
 from geolrm.files import sha256_of
 from geolrm.model.geolrm import GeoLRM
@@ -49,4 +50,17 @@ def test_it_computes_what_the_released_mode_does(model):
 
 
 def test_rows_know_its_code():
-    assert {"geolrm_released.py", "published.py", "stages.py"} == {file.name for file in sources("geolrm_released")}
+    assert {"geolrm_released.py", "planted.py", "published.py", "stages.py"} == {
+        file.name for file in sources("geolrm_released")
+    }
+
+
+def test_random_weights_are_offered_for_costs_alone_and_propose_a_sphere(tiny_params, tmp_path, monkeypatch):
+    monkeypatch.setattr(geolrm_released, "PUBLISHED_PROPOSAL", released_proposal(tiny_params.proposal))
+    monkeypatch.setattr(
+        geolrm_released, "PUBLISHED_RECONSTRUCTION", released_reconstruction(tiny_params.reconstruction)
+    )
+    made = geolrm_released.untrained(Context(tiny_params, tmp_path, torch.device("cpu"), lambda key, count: None))
+    assert made.checkpoint == UNTRAINED
+    gaussians = made.reconstruct(BallSample("test-0").views([0, 6, 12, 18]).resized(42, 42))
+    assert len(gaussians) >= tiny_params.reconstruction.gaussians_per_token

@@ -187,7 +187,12 @@ def test_weights_that_do_not_fit_are_named(tmp_path, monkeypatch):
 def test_rows_know_all_of_its_code():
     package = Path(lgm.__file__).parent
     assert {package / f"{name}.py" for name in ("__init__", "network", "frame")} <= set(sources("lgm"))
-    assert [file.name for file in sources("mean_colour")] == ["geolrm.py", "mean_colour.py", "stages.py"]
+    assert [file.name for file in sources("mean_colour")] == [
+        "geolrm.py",
+        "mean_colour.py",
+        "round_gaussians.py",
+        "stages.py",
+    ]
 
 
 # --- recorded outputs ---

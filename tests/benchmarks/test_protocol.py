@@ -40,6 +40,22 @@ def test_gso_100_is_what_the_rule_draws_from_the_published_names():
     assert sorted(ranks)[99] == splits.rank(listed[-1])  # nothing outside the list ranks before its last
 
 
+def test_the_ten_scans_are_parted_by_the_hash_of_their_names_alone():
+    listed = {
+        name: [key for dataset in splits.SCANS for key in splits.split_list(dataset, name)]
+        for name in (splits.SCANS_VAL, splits.SCANS_TEST)
+    }
+    everything = [key for keys in listed.values() for key in keys]
+    assert len(set(everything)) == len(everything) == 10
+    drawn = splits.draw_scans(everything)
+    assert {name: sorted(keys) for name, keys in drawn.items()} == {name: sorted(k) for name, k in listed.items()}
+    assert drawn["scans-val"] == ["popcorn", "plate", "chefmate_8_frypan", "bottle_001", "can_004"]
+    for dataset in splits.SCANS:  # each list in the order of the draw
+        for name, keys in drawn.items():
+            own = splits.split_list(dataset, name)
+            assert own == [key for key in keys if key in own]
+
+
 def test_the_committed_names_are_the_published_ones(shared):
     published = (shared / "reference" / "gso-names.txt").read_text().split()
     assert splits.read_names(ROOT / "datasets" / "gso" / "names.txt") == published

@@ -460,3 +460,27 @@ def test_drops_add_up_over_the_shards_of_a_split_and_over_no_other(tmp_path):
         file.write_text(json.dumps(counts | {"split": split, "drops": drops, "seconds": {"total": 1.0}}))
     found = {split: (stats["shards"], stats["drops"]) for split, stats in dataset_stats(tmp_path).items()}
     assert found == {"train": (2, {"empty_object": 3, "tar_truncated": 1}), "val": (1, {"empty_object": 4})}
+
+
+def test_methods_are_compared_in_a_table_of_ours_and_one_of_ours_beside_published_numbers(page):
+    text = without_plotly(page)
+    ours = text.split("failures scored by their status</h3>")[1]
+    beside = ours.split("<h4>Beside published numbers")[1].split("</table>")[0]
+    ours = ours.split("</table>")[0]
+    assert "published" not in ours
+    assert "lgm" not in ours
+    (cell,) = re.findall(r'<td class="text">geolrm</td>.*?title="(\S+) \[(\S+), (\S+)\]">±(\S+)</small>', ours)
+    mean, low, high, half = map(float, cell)
+    assert low < mean < high
+    assert half == pytest.approx((high - low) / 2, abs=0.006)
+    heads = re.findall(r"<th[^>]*>(.*?)</th>", beside)
+    lines = dict(re.findall(r'<tr class=""><td class="text">(\w+)</td>(.*?)</tr>', beside))
+    cells = {m: [re.sub("<.*?>", "", c) for c in re.findall("<td.*?</td>", line)] for m, line in lines.items()}
+    assert heads[1:3] == ["PSNR, ours", "PSNR, published"]
+    assert cells["geolrm"][:2] == [
+        f"{np.mean([r['psnr'] for r in sweep_rows() if r['method'] == 'geolrm' and r['views'] == 21]):.2f}",
+        "23.57",
+    ]
+    memory = np.mean([r["peak_memory_bytes"] for r in sweep_rows() if r["method"] == "geolrm" and r["views"] == 21])
+    assert cells["geolrm"][-2:] == [f"{memory / 1e9:.2f}", "4.92"]
+    assert cells["lgm"][:2] == ["–", "20.76"]

@@ -10,12 +10,13 @@ import torch
 from test_sweep_views import RADIUS, BallSample, ball_pictures, fibonacci_ball, paint
 
 from benchmarks import measure as measure_module
+from benchmarks import rows
 from benchmarks.measure import Effort, measure
 from benchmarks.methods import Context, Method, Spec, gaussian_fitting, load_method, method_names, refine, sources, spec
 from benchmarks.methods.gaussian_fitting import fit
-from benchmarks.methods.mean_colour import half_spacing, mean_foreground_colour
 from benchmarks.methods.nearest_view import nearest
 from benchmarks.methods.visual_hull import carve, colour_from_views, surface_of, visible, visual_hull
+from benchmarks.round_gaussians import half_spacing, mean_foreground_colour
 from benchmarks.stages import name_stage, stage
 from geolrm.config import load_params
 from geolrm.data.rig import orbit_inputs, render_rig
@@ -24,6 +25,7 @@ from geolrm.gaussians import Gaussians
 from geolrm.metrics.image import psnr, psnr_foreground
 from geolrm.occupancy import voxel_centres
 from geolrm.rendering import render
+from geolrm.views import Views
 
 SAMPLE = BallSample("test-0")
 INPUTS = SAMPLE.views(orbit_inputs(8))
@@ -44,7 +46,23 @@ def test_every_method_says_what_it_is():
 def test_the_code_of_a_method_is_all_that_it_imports_from_its_neighbours():
     assert [file.name for file in sources("white")] == ["white.py"]
     names = {file.name for file in sources("gaussian_fitting")}
-    assert names == {"gaussian_fitting.py", "visual_hull.py", "mean_colour.py", "geolrm.py", "stages.py"}
+    assert names == {"gaussian_fitting.py", "visual_hull.py", "round_gaussians.py", "stages.py"}
+
+
+def test_networks_count_as_code_of_the_methods_that_use_them_alone(monkeypatch):
+    seen: list[Path] = []
+
+    def hashed(file: Path) -> str:
+        seen.append(file)
+        return ""
+
+    monkeypatch.setattr(rows, "sha256_of", hashed)
+    for name, has_network in {"gaussian_fitting": False, "visual_hull": False, "geolrm": True, "refine": True}.items():
+        seen.clear()
+        rows.code_hash(sources(name))
+        parts = {file.parent.name for file in seen}
+        assert {"metrics", "rendering"} <= parts
+        assert ({"model", "kernels"} & parts == {"model", "kernels"}) is has_network, name
 
 
 def test_the_hull_holds_the_ball_and_little_more():
@@ -278,5 +296,14 @@ def test_refine_starts_from_what_geolrm_gives(trained, monkeypatch):
 
 
 def test_a_slow_method_is_not_timed_again_and_again(monkeypatch):
-    monkeypatch.setattr(measure_module, "EFFORTS", {"cpu": (Effort(0, 3, 0.0),) * 2})
-    assert measure(Method(lambda views: Gaussians.empty()), INPUTS, first=False).runs == 1
+    monkeypatch.setattr(measure_module, "EFFORTS", {"cpu": (Effort(3, 3, 0.0),) * 2})
+    made: list[Views] = []
+
+    def reconstruct(views: Views) -> Gaussians:
+        made.append(views)
+        return Gaussians.empty()
+
+    assert measure(Method(reconstruct), INPUTS, first=True).runs == 1
+    assert len(made) == 2  # one to warm up
+    assert measure(Method(reconstruct), INPUTS, first=False).runs == 1
+    assert len(made) == 3

@@ -26,6 +26,14 @@ def test_the_harness_is_told_from_the_method_and_the_first_row_from_the_others()
     assert found["estimate"] == {"objects": 100, "rows": 400, "wall_s": 800.0}
 
 
+def test_objects_of_two_data_sets_are_counted_apart_though_their_names_agree():
+    made = rows(2) + [row | {"dataset": "gso", "harness_s": 0.5} for row in rows(2)]
+    found = sweep.summarise(made, wall_s=16.0, of=100)
+    assert found["objects"] == 4
+    assert found["harness_s_first_rows"] == [0.5, 2.0]
+    assert found["estimate"]["wall_s"] == 400.0
+
+
 def test_rows_that_were_not_scored_are_refused():
     made = rows(2)
     made[3] |= {"status": "failed", "reason": "made up"}

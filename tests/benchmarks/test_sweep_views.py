@@ -333,7 +333,7 @@ def test_full_geometry_is_measured_at_more_points_and_where_the_test_views_look(
 
 
 def test_each_set_of_inputs_is_a_sweep_of_its_own(tmp_path, monkeypatch, capsys, small):
-    monkeypatch.setattr(sweep_views, "open_dataset", lambda folder, split: (Balls(BallSample("test-0")), "d"))
+    monkeypatch.setattr(sweep_views, "open_dataset", lambda *_: (Balls(BallSample("test-0")), "d"))
     arguments = Arguments(
         params=small,
         methods=("white",),
@@ -494,6 +494,13 @@ def test_rows_of_another_checkpoint_dataset_protocol_or_seed_are_made_anew(run, 
     assert {name: after[0]["passport"][name] for name in IDENTITY} != {
         name: before[0]["passport"][name] for name in IDENTITY
     }
+
+
+def test_the_number_of_anchors_concerns_methods_with_weights_alone(run, tmp_path):
+    before = run({"white": nothing}, checkpoint="first", max_anchors=7)
+    assert run({"white": nothing}, checkpoint="first", max_anchors=8) != before
+    before = run({"white": nothing}, max_anchors=7)
+    assert run({"white": nothing}, max_anchors=8) == before
 
 
 def test_rows_without_lpips_are_made_anew_once_its_weights_are_here(run, shared):
@@ -754,7 +761,7 @@ def small(tmp_path):
 def test_required_lpips_stops_the_sweep_before_anything_is_measured(tmp_path, monkeypatch, small):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("GEOLRM_LPIPS_WEIGHTS", raising=False)
-    monkeypatch.setattr(sweep_views, "open_dataset", lambda folder, split: (Balls(BallSample("test-0")), "d"))
+    monkeypatch.setattr(sweep_views, "open_dataset", lambda *_: (Balls(BallSample("test-0")), "d"))
     arguments = Arguments(params=small, methods=("white",), output=tmp_path / "out", device="cpu")
     with pytest.raises(BadInput, match="lpips_weights_missing"):
         sweep(replace(arguments, lpips="required"))
@@ -764,7 +771,7 @@ def test_required_lpips_stops_the_sweep_before_anything_is_measured(tmp_path, mo
 def test_auto_lpips_goes_on_with_one_loud_line_and_prints_lists_and_table(tmp_path, monkeypatch, capsys, small):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("GEOLRM_LPIPS_WEIGHTS", raising=False)
-    monkeypatch.setattr(sweep_views, "open_dataset", lambda folder, split: (Balls(BallSample("test-0")), "d"))
+    monkeypatch.setattr(sweep_views, "open_dataset", lambda *_: (Balls(BallSample("test-0")), "d"))
     arguments = Arguments(params=small, methods=("white",), views=(6,), output=tmp_path / "out")
     rows = sweep(replace(arguments, objects=1, device="cpu", dataset=("a", "b")))
     shown = capsys.readouterr().out

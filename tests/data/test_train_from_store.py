@@ -77,3 +77,14 @@ def test_a_sweep_over_a_store_gives_the_rows_of_one_over_a_folder(
     assert scores[0] == scores[1]
     assert scores[0]["status"] == "empty"
     assert scores[0]["psnr"] > 0
+
+
+def test_the_cache_of_a_sweep_over_a_store_has_the_limit_that_is_asked_for(
+    stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(stored.root)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    arguments = Arguments(datasets=ADDRESS, methods=("white",), views=(4,), device="cpu", processes="shared")
+    rows = sweep(replace(arguments, output=tmp_path / "sweep", cache_gib=0.0))
+    assert rows == {"procedural": []}
+    assert "cache_too_small" in capsys.readouterr().out
