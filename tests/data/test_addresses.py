@@ -210,20 +210,25 @@ def test_each_way_in_which_an_object_fails_is_named_and_every_other_arrives(
     del pages[tar_address(NAMES[1])]
     pages[tar_address(NAMES[0])] = Page(gobjaverse_tar("10", spoilt))
     pages[tar_address(NAMES[2])] = Page(gobjaverse_tar("12", {k: v for k, v in good.items() if k[:5] != "00039"}))
+    deep = objects[NAMES[6]] | {
+        "00007/00007_nd.exr": good["00007/00007_nd.exr"][:4] + bytes(2000)
+    }  # found by decoding alone
+    pages[tar_address(NAMES[6])] = Page(gobjaverse_tar(NAMES[6].partition("/")[2], deep))
     here.server.faults[tar_address(NAMES[3])] = ["html"] * 3
     here.server.faults[tar_address(NAMES[4])] = [500] * 3
     here.server.faults[tar_address(NAMES[5])] = ["short"] * 3
     assert here.shard() == 1
     expected = ["image_unreadable", "http_not_found", "view_missing", "html_page", "http_status", "length_mismatch"]
-    assert here.drops() == dict(zip(map(gobjaverse.key_of, NAMES), expected, strict=False))
-    assert "6 of 7 objects dropped" in capsys.readouterr().err
+    expected.append("exr_unreadable")
+    assert here.drops() == dict(zip(map(gobjaverse.key_of, NAMES), expected, strict=True))
+    assert "7 of 7 objects dropped" in capsys.readouterr().err
     assert ".tmp" not in json.dumps(here.stats())  # places are told by their address
     here.shard()  # what the server may mend is asked for again, and nothing else
-    assert sorted(here.drops().values()) == sorted(expected[:4])
+    assert sorted(here.drops().values()) == sorted([*expected[:4], expected[6]])
     asked = here.asked()
     here.shard()
     assert here.asked() == asked
-    kept = {gobjaverse.key_of(name) for name in NAMES[4:]}
+    kept = {gobjaverse.key_of(name) for name in NAMES[4:6]}
     members = [
         {m["name"]: m["size"] for m in row["members"]} | {"key": row["key"], "sha256": row["sha256"]}
         for home in (here.home, two_steps.home)
