@@ -10,7 +10,7 @@ resizing must not invent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -98,14 +98,17 @@ class Views:
         )
 
     def to(self, device: torch.device | str) -> Views:
-        depth = None if self.depth is None else self.depth.to(device)
-        return replace(
-            self,
-            cameras=self.cameras.to(device),
-            colour=self.colour.to(device),
-            alpha=self.alpha.to(device),
-            depth=depth,
-        )
+        return self._with_tensors(lambda tensor: tensor.to(device))
+
+    def pin_memory(self) -> Views:
+        """The same views in memory from which a GPU reads by itself."""
+        return self._with_tensors(Tensor.pin_memory)
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Views:
+        poses, intrinsics = change(self.cameras.camera_to_world), change(self.cameras.intrinsics)
+        depth = None if self.depth is None else change(self.depth)
+        colour, alpha = change(self.colour), change(self.alpha)
+        return replace(self, cameras=Cameras(poses, intrinsics), colour=colour, alpha=alpha, depth=depth)
 
     def composited(self, background: float | Tensor = 1.0) -> Tensor:
         """(V, 3, H, W) pictures over a background: a grey level or a (3,) colour. Raises ValueError for one that is not

@@ -65,30 +65,37 @@ class GaussianHead(nn.Module):
             scale.fill_(math.log(share / (1 - share)))
             quaternion[:, 0] = 1.0
 
-    def forward(self, tokens: Tensor, anchors: Tensor, images: Tensor, cameras: Cameras, shares: Tensor) -> Gaussians:
-        """Decode the tokens of one object.
+    def forward(
+        self, tokens: Tensor, anchors: Tensor, images: Tensor, cameras: Cameras, shares: Tensor
+    ) -> list[Gaussians]:
+        """Decode the tokens of a batch of objects, all at once but for the colours.
 
         Args:
-            tokens: (N, width).
-            anchors: (N, 3) object units.
-            images: (V, 3, H, W) in [0, 1].
-            cameras: (V,).
-            shares: (V, N) how much each token trusts each view, adding up to 1 or 0 over the views.
+            tokens: (B, N, width).
+            anchors: (B, N, 3) object units.
+            images: (B, V, 3, H, W) in [0, 1].
+            cameras: (B, V).
+            shares: (B, V, N) how much each token trusts each view, adding up to 1 or 0 over the views.
 
         Returns:
-            N * count Gaussians, token-major, float32.
+            B times N * count Gaussians, token-major, float32.
         """
         with torch.autocast(tokens.device.type, enabled=False):
-            raw = self.output(F.silu(self.hidden(tokens.float()))).view(len(tokens) * self.count, -1)
+            raw = self.output(F.silu(self.hidden(tokens.float()))).view(len(tokens), -1, sum(PARTS.values()))
         offset, opacity, scale, quaternion, colour = raw.split(list(PARTS.values()), dim=-1)
-        means = anchors.repeat_interleave(self.count, dim=0) + self.max_offset * self.reach(offset)  # equation 7
-        return Gaussians(
-            means=means,
-            sh_dc=self.paint(colour, means, anchors, images, cameras, shares),
-            opacity_logits=opacity[:, 0],  # equation 9
-            log_scales=math.log(self.max_scale) + F.logsigmoid(scale),  # equation 8
-            quaternions=F.normalize(quaternion, dim=-1),
-        )
+        means = anchors.repeat_interleave(self.count, dim=1) + self.max_offset * self.reach(offset)  # equation 7
+        painted = [
+            self.paint(colour[b], means[b], anchors[b], images[b], cameras[b], shares[b]) for b in range(len(tokens))
+        ]
+        opacity_logits = opacity[..., 0]  # equation 9
+        log_scales = math.log(self.max_scale) + F.logsigmoid(scale)  # equation 8
+        shaped = (means, opacity_logits, log_scales, F.normalize(quaternion, dim=-1))
+        return [
+            Gaussians(means, sh_dc, opacity_logits, log_scales, quaternions)
+            for sh_dc, means, opacity_logits, log_scales, quaternions in zip(
+                painted, *(part.unbind() for part in shaped), strict=True
+            )
+        ]
 
 
 OFFSETS = {"symmetric": torch.tanh, "one_sided": torch.sigmoid}
@@ -190,4 +197,4 @@ class ReconstructionNetwork(nn.Module):
         hints = self.carving.hint(anchors, images, cameras)
         tokens, shares = self.transformer(anchors, self.encoder(images, cameras), cameras, hints)
         with torch.autocast(images.device.type, enabled=False):  # from the tokens on, all is fp32
-            return [self.head(tokens[b], anchors[b], images[b], cameras[b], shares[b]) for b in range(len(anchors))]
+            return self.head(tokens, anchors, images, cameras, shares)

@@ -204,10 +204,14 @@ def _loader(
     indices = islice(
         batches(len(dataset), o.seed, size, ranks.rank, ranks.count, start_step=first_step), o.steps - first_step
     )
-    loaded = DataLoader(
-        _Loaded(dataset, stage), batch_sampler=list(indices), num_workers=workers, collate_fn=list, pin_memory=False
-    )
     device = next(stage.network.parameters()).device
+    loaded = DataLoader(
+        _Loaded(dataset, stage),
+        batch_sampler=list(indices),
+        num_workers=workers,
+        collate_fn=list,
+        pin_memory=device.type == "cuda",  # by a thread of its own: a copy from other memory holds up what is launched
+    )
     if isinstance(dataset, GeneratedDataset) or device.type == "cuda":
         with ThreadPoolExecutor(1, "bringing") as pool:
             yield one_ahead(_brought(stage, iter(loaded), device), pool)

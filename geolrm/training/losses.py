@@ -9,7 +9,7 @@ uniform and empty predictions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -60,35 +60,43 @@ def edge_aware_depth_loss(depth: Tensor, target_depth: Tensor, image: Tensor) ->
     """Mean of exp(-|gradient of the image|) log(1 + |d - d_true|) over both axes (paper, equation 13; DN-Splatter).
 
     Args:
-        depth: (V, H, W) rendered planar z.
-        target_depth: (V, H, W), 0 = no surface; only pixels with a surface count.
-        image: (V, 3, H, W) the true picture whose edges weaken the penalty.
+        depth: (..., V, H, W) rendered planar z.
+        target_depth: (..., V, H, W), 0 = no surface; only pixels with a surface count.
+        image: (..., V, 3, H, W) the true picture whose edges weaken the penalty.
+
+    Returns:
+        (...), one of each object.
     """
     error = torch.log1p((depth - target_depth).abs())
     valid = target_depth > 0
     total = depth.new_zeros(())
     for dim in (-1, -2):
         size = depth.shape[dim] - 1
-        gradient = image.diff(dim=dim).abs().mean(dim=1)
+        gradient = image.diff(dim=dim).abs().mean(dim=-3)
         mask = valid.narrow(dim, 0, size)
         weighted = torch.exp(-gradient) * error.narrow(dim, 0, size) * mask
-        total = total + weighted.sum() / mask.sum().clamp(min=1)
+        total = total + weighted.sum((-3, -2, -1)) / mask.sum((-3, -2, -1)).clamp(min=1)
     return total
 
 
-def rendering_losses(rendering: Rendering, targets: Views, background: float) -> dict[str, Tensor]:
-    """Colour, mask and depth terms of the second stage (paper, equations 10 to 13), LPIPS apart.
+def rendering_losses(renderings: Sequence[Rendering], targets: Sequence[Views], background: float) -> dict[str, Tensor]:
+    """Colour, mask and depth terms of the second stage (paper, equations 10 to 13), LPIPS apart; means over the objects,
+    computed for all of them together: on a GPU the number of operations counts.
 
     Args:
-        rendering: of the target cameras, composited over `background`.
-        targets: V target views with depth.
+        renderings: of each object's target cameras, composited over `background`.
+        targets: each object's target views with depth, of all the same number.
         background: grey level under the truth.
     """
-    if targets.depth is None:
-        raise ValueError(f"{targets.key}: the second stage needs depth")
-    truth = targets.composited(background)
+    depths = [views.depth for views in targets if views.depth is not None]
+    if len(depths) < len(targets):
+        raise ValueError(f"{[v.key for v in targets if v.depth is None]}: the second stage needs depth")
+    truth = torch.stack([views.composited(background) for views in targets])
+    depth = torch.stack([rendering.depth for rendering in renderings])
     return {
-        "mse": F.mse_loss(rendering.colour, truth),
-        "mask": F.mse_loss(rendering.alpha, targets.alpha),
-        "depth": edge_aware_depth_loss(rendering.depth, targets.depth, truth),
+        "mse": F.mse_loss(torch.stack([rendering.colour for rendering in renderings]), truth),
+        "mask": F.mse_loss(
+            torch.stack([rendering.alpha for rendering in renderings]), torch.stack([views.alpha for views in targets])
+        ),
+        "depth": edge_aware_depth_loss(depth, torch.stack(depths), truth).mean(),
     }

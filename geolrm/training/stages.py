@@ -48,6 +48,10 @@ class Drawn:
     def to(self, device: torch.device) -> Drawn:
         return Drawn(self.key, self.views.to(device), self.occupancy.to(device))
 
+    def pin_memory(self) -> Drawn:
+        """The same in memory from which a GPU reads by itself; asked for by torch's DataLoader."""
+        return Drawn(self.key, self.views.pin_memory(), self.occupancy.pin_memory())
+
 
 def _generator(*parts: object) -> random.Random:
     """Random numbers that are a pure function of the parts, whatever the process or platform."""
@@ -217,24 +221,29 @@ class ReconstructionStage(Stage[Drawn]):
         with in_precision(self.optimisation.precision, self.device):
             return self.network(images, cameras, anchors)
 
-    def _compare(self, gaussians: Gaussians, targets: Views) -> tuple[Tensor, Rendering, dict[str, Tensor]]:
-        targets = targets.to(self.device)
-        rendering = render(gaussians, targets.cameras, *targets.size, BACKGROUND)
-        parts = rendering_losses(rendering, targets, BACKGROUND)
+    def _compare(
+        self, gaussians: Sequence[Gaussians], targets: Sequence[Views]
+    ) -> tuple[Tensor, list[Rendering], dict[str, Tensor]]:
+        """Loss, renderings and parts of the loss of a batch: each object's Gaussians seen from its target views."""
+        targets = [views.to(self.device) for views in targets]
+        renderings = [
+            render(one, views.cameras, *views.size, BACKGROUND) for one, views in zip(gaussians, targets, strict=True)
+        ]
+        parts = rendering_losses(renderings, targets, BACKGROUND)
         if self.perceptual is not None and self.config.losses.lpips > 0:
-            parts["lpips"] = self.perceptual(rendering.colour.clamp(0, 1), targets.composited(BACKGROUND)).mean()
-        return _weighted_sum(parts, self.config.losses), rendering, parts
+            apart = [
+                self.perceptual(rendering.colour.clamp(0, 1), views.composited(BACKGROUND)).mean()
+                for rendering, views in zip(renderings, targets, strict=True)
+            ]
+            parts["lpips"] = torch.stack(apart).mean()
+        return _weighted_sum(parts, self.config.losses), renderings, parts
 
     def losses(self, items: list[Drawn], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         count = input_count(self.optimisation, step)
         images, cameras = stack([item.views[:count] for item in items], self.device)
         anchors, empty = self._anchors(images, cameras, [item.occupancy for item in items], self.ranks.smallest)
-        compared = [
-            self._compare(gaussians, item.views[count:])
-            for gaussians, item in zip(self._decode(images, cameras, anchors), items, strict=True)
-        ]
-        loss = torch.stack([one for one, _, _ in compared]).mean()
-        parts = {name: torch.stack([parts[name] for _, _, parts in compared]).mean() for name in compared[0][2]}
+        gaussians = self._decode(images, cameras, anchors)
+        loss, _, parts = self._compare(gaussians, [item.views[count:] for item in items])
         whole = float(empty * self.ranks.count)  # so that its mean over the ranks is the count of the whole batch
         return loss, parts | {"empty_proposals": torch.tensor(whole)}
 
@@ -251,7 +260,7 @@ class ReconstructionStage(Stage[Drawn]):
         rows = []
         for sample in samples:
             _, gaussians, targets = self._reconstruct(sample)
-            loss, rendering, parts = self._compare(gaussians, targets)
+            loss, (rendering,), parts = self._compare([gaussians], [targets])
             images = rendering.colour.clamp(0, 1)
             truth, foreground = targets.composited(BACKGROUND).to(self.device), targets.foreground.to(self.device)
             scores = {"psnr": psnr(images, truth), "psnr_foreground": psnr_foreground(images, truth, foreground)}

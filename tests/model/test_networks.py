@@ -105,7 +105,7 @@ def test_offsets_reach_equally_far_both_ways_and_no_farther(anchors) -> None:
     torch.manual_seed(0)
     head = GaussianHead(RECONSTRUCTION)
     torch.nn.init.normal_(head.output.weight, std=50.0)
-    gaussians = head(torch.randn(9, 24), anchors[0], pictures(3)[0], rig(3)[0], torch.full((3, 9), 1 / 3))
+    (gaussians,) = head(torch.randn(1, 9, 24), anchors[:1], pictures(3)[:1], rig(3)[:1], torch.full((1, 3, 9), 1 / 3))
     offsets = gaussians.means - anchors[0].repeat_interleave(5, dim=0)
     limit = RECONSTRUCTION.max_offset
     assert offsets.max().item() == pytest.approx(limit, rel=1e-4)
@@ -120,9 +120,9 @@ def test_the_first_gaussians_cover_the_surface_between_anchors() -> None:
     torch.manual_seed(0)
     head = GaussianHead(RECONSTRUCTION)
     spacing = 64**-0.5
-    tokens = torch.nn.functional.normalize(torch.randn(100, 24), dim=-1) * 24**0.5
-    grey = torch.full((3, 3, 32, 32), 0.5)
-    gaussians = head(tokens, torch.zeros(100, 3), grey, rig(3)[0], torch.full((3, 100), 1 / 3))
+    tokens = torch.nn.functional.normalize(torch.randn(1, 100, 24), dim=-1) * 24**0.5
+    grey = torch.full((1, 3, 3, 32, 32), 0.5)
+    (gaussians,) = head(tokens, torch.zeros(1, 100, 3), grey, rig(3)[:1], torch.full((1, 3, 100), 1 / 3))
     limit = min(spacing / 2, RECONSTRUCTION.max_offset)
     assert gaussians.means.abs().max() < limit
     assert gaussians.means.std(dim=0).min() > 0.2 * limit

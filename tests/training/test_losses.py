@@ -63,6 +63,23 @@ def test_rendering_the_truth_costs_nothing():
     alpha = (torch.rand(2, 1, 6, 6, generator=generator) > 0.5).float()
     views = Views("x", cameras, torch.rand(2, 3, 6, 6, generator=generator), alpha, alpha[:, 0] * 2)
     perfect = Rendering(views.composited(1.0), views.alpha, views.depth)
-    assert all(value.item() == 0 for value in rendering_losses(perfect, views, 1.0).values())
+    assert all(value.item() == 0 for value in rendering_losses([perfect], [views], 1.0).values())
     with pytest.raises(ValueError, match="depth"):
-        rendering_losses(perfect, Views("x", cameras, views.colour, alpha), 1.0)
+        rendering_losses([perfect], [Views("x", cameras, views.colour, alpha)], 1.0)
+
+
+def test_the_losses_of_a_batch_are_the_means_of_its_objects() -> None:
+    """Also of the depth, although the objects have surfaces of different sizes."""
+    generator = torch.Generator().manual_seed(0)
+    cameras = orbit(torch.tensor([0.0, 40.0]), torch.tensor([0.0, 10.0]), 2.0, 39.6)
+    renderings, targets = [], []
+    for share in (0.1, 0.9):
+        alpha = (torch.rand(2, 1, 6, 6, generator=generator) < share).float()
+        targets.append(Views("x", cameras, torch.rand(2, 3, 6, 6, generator=generator), alpha, alpha[:, 0] * 2))
+        colour, depth = torch.rand(2, 3, 6, 6, generator=generator), torch.rand(2, 6, 6, generator=generator)
+        renderings.append(Rendering(colour, alpha * 0.5, depth))
+    together = rendering_losses(renderings, targets, 1.0)
+    apart = [rendering_losses([r], [t], 1.0) for r, t in zip(renderings, targets, strict=True)]
+    for name, value in together.items():
+        assert apart[0][name] != apart[1][name]
+        torch.testing.assert_close(value, (apart[0][name] + apart[1][name]) / 2)
