@@ -30,6 +30,7 @@ from benchmarks.bootstrap import paired
 from benchmarks.scores import BACKGROUND, picture_scores
 from benchmarks.tables import as_markdown
 from geolrm.config import Params, Reconstruction, load_params
+from geolrm.data.loader import Sample
 from geolrm.failures import BadInput
 from geolrm.files import write_whole
 from geolrm.metrics.perceptual import Lpips, PerceptualMetrics, load_perceptual
@@ -40,7 +41,7 @@ from geolrm.model.reconstruction import ReconstructionNetwork
 from geolrm.passport import passport
 from geolrm.rendering import render
 from geolrm.training.checkpoint import load_model, newest_resume_state
-from geolrm.training.loop import AnySample, train
+from geolrm.training.loop import train
 from geolrm.training.stages import ReconstructionStage
 from pipelines.training_data import TrainingData
 from pipelines.training_data import run as run_training
@@ -199,7 +200,7 @@ def new_network(ablation: Ablation, section: Reconstruction, device: torch.devic
 # --- judging ---
 
 
-def targets_of(sample: AnySample) -> list[int]:
+def targets_of(sample: Sample) -> list[int]:
     """Positions of eight views off the orbit, the same for every number of inputs."""
     rest = [i for i, role in enumerate(sample.roles) if role != "orbit"]
     return [rest[len(rest) * i // TARGETS] for i in range(TARGETS)]
@@ -208,7 +209,7 @@ def targets_of(sample: AnySample) -> list[int]:
 def judge(
     proposal: ProposalNetwork,
     network: ReconstructionNetwork,
-    samples: Sequence[AnySample],
+    samples: Sequence[Sample],
     perceptual: PerceptualMetrics,
     device: torch.device,
 ) -> list[dict[str, Any]]:
@@ -294,10 +295,8 @@ class Run:
     """Of each training."""
     anchors: int = 2048
     """Anchor points in training; judging tries four times as many too."""
-    generate: bool = False
-    """Read no shards: draw the procedural objects while training."""
     workers: int = 0
-    """Processes that decode, or draw scenes, ahead."""
+    """Processes that decode ahead."""
     minutes: float | None = None
     """Save and stop after so many, all runs together."""
 
@@ -307,7 +306,7 @@ class Run:
         if unknown or not names:
             raise BadInput("ablation_unknown", ", ".join(unknown) or "names", "no such ablation", ", ".join(ABLATIONS))
         params = load_params(self.params)
-        data = TrainingData.of(params, self.dataset, self.generate, datasets="datasets", cache_gib=0)
+        data = TrainingData.of(params, self.dataset, datasets="datasets", cache_gib=0)
         perceptual, began = load_perceptual("auto", device=data.device), time.monotonic()
         for name in names:
             left = None if self.minutes is None else self.minutes - (time.monotonic() - began) / 60
@@ -324,7 +323,7 @@ INTRODUCTION = """# Ablations: the paper's Tables 4 and 5, and our own choices
 
 Written by `python -m benchmarks.ablations page`. Each row is one command, on a GPU ([training.md](../training.md)):
 
-    python -m benchmarks.ablations run NAME --params presets/small.yaml --generate
+    python -m benchmarks.ablations run NAME --params presets/small.yaml
 
 The paper's: 12 layers, 224 px, trained on Objaverse, judged on GSO; 4,096 to 16,384 anchor points gave 0.4 dB with RoPE and 0.2
 without. Ours: the preset's reconstruction network on its trained proposal network, a short run each with one seed, judged on

@@ -255,17 +255,17 @@ and how: [protocol.md](../protocol.md), at the smaller sizes of the preset; inpu
 """
 RECIPE = """## Recipe
 
-    python -m pipelines.train_proposal --params {params} --generate --workers 8
-    python -m pipelines.train_reconstruction --params {params} --generate --workers 8
+    python -m pipelines.shard --params {params} --dataset procedural --draw cuda --workers 15
+    python -m pipelines.train_proposal --params {params} --workers 8
+    python -m pipelines.train_reconstruction --params {params} --workers 8
 
 In pieces: `--minutes 8`, and `python -m pipelines.carry` between machines ([training.md](../training.md)). Then the objects to
-judge by, scans as in [real-scans.md](../real-scans.md) and {made_up} made-up ones:
+judge by, beside {made_up} made-up ones the scans of [real-scans.md](../real-scans.md):
 
     python -m pipelines.render_meshes --params {params} --layout gso_zip --input SCANS/gso
     python -m pipelines.render_meshes --params {params} --layout raw_scans --dataset hope --input SCANS/hope/raw_scans
     python -m pipelines.render_meshes --params {params} --layout folder --dataset hope --input SCANS/folder
     python -m pipelines.shard --params {params} --dataset gso      # likewise hope
-    python -m pipelines.shard --params {params} --dataset procedural --draw cuda
 
 The weights, the sweep, and everything on this page; the last one shows all of it in MLflow, curves and system metrics too:
 
@@ -412,10 +412,6 @@ def _training_tables(training: Record) -> list[str]:
             ]
             heads = ["step", *(name.removeprefix("validation/") for name in names)]
             lines += [f"Validation of the {stage} stage, made-up objects:", "", *as_markdown(heads, rows), ""]
-    drawn = training[STAGES[-1]]["checkpoint"].get("generated")
-    if drawn:
-        told = yaml.safe_dump(drawn, sort_keys=False, default_flow_style=True, width=10_000).strip()
-        lines += [f"Drawn while training: `{told}`.", ""]
     return lines
 
 

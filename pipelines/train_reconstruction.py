@@ -25,7 +25,6 @@ def main(
     dataset: str = "procedural",
     datasets: str = "datasets",
     cache_gib: float = 64.0,
-    generate: bool = False,
     workers: int = 0,
     minutes: float | None = None,
 ) -> None:
@@ -36,12 +35,11 @@ def main(
         dataset: name of the data set to train on, a folder below `datasets`.
         datasets: the folder of the data sets, or the address of a store such as s3://bucket/datasets; docs/cluster.md.
         cache_gib: how much of this disk (~/.cache/geolrm/samples) samples of a store may take, in GiB.
-        generate: read no shards: draw the procedural objects of the params while training, traced on the training device.
-        workers: processes that decode, or draw scenes, ahead of each training process; 0 decodes in it.
+        workers: processes that decode ahead of each training process; 0 decodes in it.
         minutes: save and stop after so many; run again to go on. Leave room for one step, a validation and the saving.
     """
     settings = load_params(params)
-    data = TrainingData.of(settings, dataset, generate, datasets, cache_gib)
+    data = TrainingData.of(settings, dataset, datasets, cache_gib)
     proposal, record = load_model(data.results / "proposal")
     assert isinstance(proposal, ProposalNetwork)
     torch.manual_seed(settings.reconstruction.optimisation.seed)

@@ -14,13 +14,10 @@ from typing import Any
 import torch
 
 from geolrm.config import Params
-from geolrm.data.lighting import LIGHTING
-from geolrm.data.loader import ShardDataset
+from geolrm.data.loader import Sample, ShardDataset
 from geolrm.data.places import hash_file, place
-from geolrm.data.procedural import VERSION
-from geolrm.data.procedural.source import GeneratedDataset
 from geolrm.failures import run_command
-from geolrm.training.loop import AnySample, Stage, TrainingDiverged, WorkerLost, train
+from geolrm.training.loop import Stage, TrainingDiverged, WorkerLost, train
 from geolrm.training.ranks import all_ranks, own_device
 
 
@@ -28,24 +25,16 @@ from geolrm.training.ranks import all_ranks, own_device
 class TrainingData:
     """The splits of one data set, and where the results go."""
 
-    training: ShardDataset | GeneratedDataset
-    validation: Sequence[AnySample]
+    training: ShardDataset
+    validation: Sequence[Sample]
     identity: dict[str, Any]
     results: Path
     device: torch.device
 
     @classmethod
-    def of(cls, params: Params, dataset: str, generate: bool, datasets: str, cache_gib: float) -> TrainingData:
-        """The shards of a data set, or, where `generate`, the procedural objects of the params, drawn while training."""
+    def of(cls, params: Params, dataset: str, datasets: str, cache_gib: float) -> TrainingData:
+        """The shards of a data set."""
         results, device = Path("results") / params.preset, own_device()
-        identity: dict[str, Any]
-        if generate:
-            settings, resolution = params.procedural, params.shard.voxel_resolution
-            drawn, judged = (GeneratedDataset(settings, split, resolution, device) for split in ("train", "val"))
-            identity = settings.model_dump(mode="json", exclude={"workers", "test"})
-            identity |= {"version": VERSION, "lighting": LIGHTING, "voxel_resolution": resolution}
-            judges = [judged.sample(i) for i in range(len(judged))]
-            return cls(drawn, judges, {"generated": identity}, results, device)
         folder, cache_bytes = place(datasets) / dataset / params.preset, int(cache_gib * 2**30)
         training, validation = (ShardDataset(folder, split, cache_bytes=cache_bytes) for split in ("train", "val"))
         stored = [validation.sample(i) for i in range(len(validation))]

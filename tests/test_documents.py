@@ -102,5 +102,5 @@ def test_every_verb_of_the_geolrm_command_is_there_with_its_options(page: str) -
 def test_the_commands_of_pages_are_found() -> None:
     assert len([page for page in PAGES if list(commands(page))]) >= 10
     assert ("pipelines/render_meshes", ["--layout", "--input"]) in list(commands("docs/real-scans.md"))
-    assert ("pipelines/train_proposal", ["--generate", "--workers"]) in list(commands("docs/training.md"))
+    assert ("pipelines/train_proposal", ["--minutes"]) in list(commands("docs/training.md"))
     assert "geolrm data fetch gso --limit 100 --dry-run" in list(pieces("README.md"))

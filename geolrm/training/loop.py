@@ -32,7 +32,6 @@ from tqdm import tqdm
 
 from geolrm.config import Optimisation, Section
 from geolrm.data.loader import Sample, ShardDataset, batches
-from geolrm.data.procedural.source import GeneratedDataset, GeneratedSample
 from geolrm.failures import BadInput
 from geolrm.files import write_whole
 from geolrm.monitor import FILE, watched
@@ -47,7 +46,6 @@ from geolrm.training.checkpoint import (
 from geolrm.training.ranks import ALONE, Ranks
 
 Item = TypeVar("Item")
-AnySample = Sample | GeneratedSample
 _Fault = tuple[str, list[str]] | None  # what is no number on this rank, and the objects it was seen on
 
 
@@ -76,7 +74,7 @@ class Stage(ABC, Generic[Item]):
     ranks: Ranks = ALONE
 
     @abstractmethod
-    def draw(self, sample: AnySample, epoch: int) -> Item:
+    def draw(self, sample: Sample, epoch: int) -> Item:
         """What training needs of one object: a pure function of (seed, epoch, key)."""
 
     @abstractmethod
@@ -91,24 +89,23 @@ class Stage(ABC, Generic[Item]):
         """
 
     @abstractmethod
-    def validate(self, samples: Sequence[AnySample]) -> dict[str, float]:
+    def validate(self, samples: Sequence[Sample]) -> dict[str, float]:
         """`loss` and metrics, means over fixed views of fixed objects."""
 
     @abstractmethod
-    def picture(self, sample: AnySample, path: Path) -> None:
+    def picture(self, sample: Sample, path: Path) -> None:
         """Write a picture grid of one validation object."""
 
 
 class _Loaded(Dataset[Any]):
-    """Map-style view of a data set: index (epoch, position) -> drawn item, or what is to be drawn where training runs."""
+    """Map-style view of a data set: index (epoch, position) -> drawn item."""
 
-    def __init__(self, dataset: ShardDataset | GeneratedDataset, stage: Stage[Any]) -> None:
+    def __init__(self, dataset: ShardDataset, stage: Stage[Any]) -> None:
         self.dataset, self.stage = dataset, stage
 
     def __getitem__(self, index: tuple[int, int]) -> Any:
         epoch, position = index
-        sample = self.dataset.sample(position)
-        return (sample, epoch) if isinstance(sample, GeneratedSample) else self.stage.draw(sample, epoch)
+        return self.stage.draw(self.dataset.sample(position), epoch)
 
 
 class _Losses(nn.Module):
@@ -195,9 +192,7 @@ def _kept_lines(path: Path, first_step: int) -> str:
 
 
 @contextmanager
-def _loader(
-    stage: Stage[Any], dataset: ShardDataset | GeneratedDataset, first_step: int, workers: int
-) -> Iterator[Iterator[list[Any]]]:
+def _loader(stage: Stage[Any], dataset: ShardDataset, first_step: int, workers: int) -> Iterator[Iterator[list[Any]]]:
     """The batches of the steps from `first_step` on."""
     o, ranks = stage.optimisation, stage.ranks
     size = o.batch * o.accumulate // ranks.count
@@ -212,16 +207,12 @@ def _loader(
         collate_fn=list,
         pin_memory=device.type == "cuda",  # by a thread of its own: a copy from other memory holds up what is launched
     )
-    if isinstance(dataset, GeneratedDataset) or device.type == "cuda":
-        with ThreadPoolExecutor(1, "bringing") as pool:
-            yield one_ahead(_brought(stage, iter(loaded), device), pool)
-    else:
-        yield iter(loaded)
+    with ThreadPoolExecutor(1, "bringing") as pool:
+        yield one_ahead(_brought(stage, iter(loaded), device), pool)
 
 
 def _brought(stage: Stage[Any], loaded: Iterator[list[Any]], device: torch.device) -> Iterator[list[Any]]:
-    """Items on the training device: those that workers decoded, or drawn from the scenes that workers made, by this process,
-    which holds the device; done when it yields them.
+    """Decoded items on the training device, done when they are yielded.
 
     On a GPU that happens on a stream of its own, beside the training step. Their memory, which belongs to that stream, is
     free again when the step lets go of them: after its numbers were fetched, which waits for all that reads them.
@@ -229,7 +220,7 @@ def _brought(stage: Stage[Any], loaded: Iterator[list[Any]], device: torch.devic
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     for batch in loaded:
         with torch.cuda.stream(stream):
-            items = [stage.bring(stage.draw(*item) if isinstance(item, tuple) else item) for item in batch]
+            items = [stage.bring(item) for item in batch]
         if stream is not None:
             stream.synchronize()
         yield items
@@ -309,7 +300,7 @@ class _Journal:
     """What the first rank writes while it trains."""
 
     stage: Stage[Any]
-    validation: Sequence[AnySample]
+    validation: Sequence[Sample]
     folder: Path
     optimiser: torch.optim.Optimizer
     facts: dict[str, Any]
@@ -338,8 +329,8 @@ class _Journal:
 
 def train(
     stage: Stage[Any],
-    dataset: ShardDataset | GeneratedDataset,
-    validation: Sequence[AnySample],
+    dataset: ShardDataset,
+    validation: Sequence[Sample],
     folder: Path,
     facts: dict[str, Any],
     *,
@@ -421,7 +412,7 @@ def train(
 @contextmanager
 def _journal(
     stage: Stage[Any],
-    validation: Sequence[AnySample],
+    validation: Sequence[Sample],
     folder: Path,
     optimiser: torch.optim.Optimizer,
     facts: dict[str, Any],
@@ -450,7 +441,7 @@ def _journal(
         yield journal
 
 
-def _validate(stage: Stage[Any], samples: Sequence[AnySample], folder: Path, step: int) -> dict[str, float]:
+def _validate(stage: Stage[Any], samples: Sequence[Sample], folder: Path, step: int) -> dict[str, float]:
     stage.network.eval()
     with torch.no_grad():
         judged = {f"validation/{name}": value for name, value in stage.validate(samples).items()}

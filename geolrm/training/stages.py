@@ -21,6 +21,7 @@ from torch import Tensor
 
 from geolrm.cameras import Cameras
 from geolrm.config import Optimisation, Proposal, Reconstruction, Section
+from geolrm.data.loader import Sample
 from geolrm.failures import BadInput
 from geolrm.gaussians import Gaussians
 from geolrm.metrics.image import psnr, psnr_foreground
@@ -29,7 +30,7 @@ from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import ReconstructionNetwork
 from geolrm.pictures import save_picture
 from geolrm.rendering import Rendering, render
-from geolrm.training.loop import AnySample, Stage
+from geolrm.training.loop import Stage
 from geolrm.training.losses import occupancy_losses, rendering_losses
 from geolrm.views import Views
 
@@ -58,7 +59,7 @@ def _generator(*parts: object) -> random.Random:
     return random.Random(hashlib.sha256(repr(parts).encode()).digest())
 
 
-def draw_views(sample: AnySample, optimisation: Optimisation, epoch: int) -> Drawn:
+def draw_views(sample: Sample, optimisation: Optimisation, epoch: int) -> Drawn:
     """`optimisation.views` of the object's views in random order, at the training size and over white. Raises BadInput
     `too_few_views`."""
     if optimisation.views > len(sample.roles):
@@ -83,7 +84,7 @@ def stack(views: Sequence[Views], device: torch.device) -> tuple[Tensor, Cameras
     return images, Cameras(poses, torch.stack([v.cameras.intrinsics for v in views]).to(device))
 
 
-def validation_targets(sample: AnySample, inputs: list[int]) -> list[int]:
+def validation_targets(sample: Sample, inputs: list[int]) -> list[int]:
     """Positions of four fixed views between the inputs and beyond the orbit."""
     rest = [i for i in range(len(sample.roles)) if i not in inputs]
     return [rest[len(rest) * (2 * i + 1) // 8] for i in range(4)]
@@ -124,7 +125,7 @@ class ProposalStage(Stage[Drawn]):
         self.network, self.config, self.optimisation = network, config, config.optimisation
         self.device = next(network.parameters()).device
 
-    def draw(self, sample: AnySample, epoch: int) -> Drawn:
+    def draw(self, sample: Sample, epoch: int) -> Drawn:
         return draw_views(sample, self.optimisation, epoch)
 
     def bring(self, item: Drawn) -> Drawn:
@@ -141,12 +142,12 @@ class ProposalStage(Stage[Drawn]):
         with in_precision(self.optimisation.precision, self.device):
             return self.network(images, cameras)
 
-    def _logits(self, sample: AnySample) -> Tensor:
+    def _logits(self, sample: Sample) -> Tensor:
         size = self.optimisation.image_size
         images, cameras = stack([sample.views(sample.orbit_inputs(VALIDATION_INPUTS)).resized(size, size)], self.device)
         return self._predict(images, cameras)
 
-    def validate(self, samples: Sequence[AnySample]) -> dict[str, float]:
+    def validate(self, samples: Sequence[Sample]) -> dict[str, float]:
         rows = []
         for sample in samples:
             logits, truth = self._logits(sample), sample.occupancy[None].to(self.device)
@@ -154,7 +155,7 @@ class ProposalStage(Stage[Drawn]):
             rows.append({"loss": loss.item(), **occupancy_scores(logits > 0, truth)})
         return _mean(rows)
 
-    def picture(self, sample: AnySample, path: Path) -> None:
+    def picture(self, sample: Sample, path: Path) -> None:
         """Depth of the occupied voxels seen along the three axes: truth above, prediction below."""
         grids = [sample.occupancy.to(self.device), self._logits(sample)[0] > 0]
         _save_grid([torch.stack([_column_heights(grid, axis) for axis in range(3)]) for grid in grids], path)
@@ -196,7 +197,7 @@ class ReconstructionStage(Stage[Drawn]):
         self.proposal, self.perceptual = proposal.eval().requires_grad_(False), perceptual
         self.device = next(network.parameters()).device
 
-    def draw(self, sample: AnySample, epoch: int) -> Drawn:
+    def draw(self, sample: Sample, epoch: int) -> Drawn:
         return draw_views(sample, self.optimisation, epoch)
 
     def bring(self, item: Drawn) -> Drawn:
@@ -247,7 +248,7 @@ class ReconstructionStage(Stage[Drawn]):
         whole = float(empty * self.ranks.count)  # so that its mean over the ranks is the count of the whole batch
         return loss, parts | {"empty_proposals": torch.tensor(whole)}
 
-    def _reconstruct(self, sample: AnySample) -> tuple[Views, Gaussians, Views]:
+    def _reconstruct(self, sample: Sample) -> tuple[Views, Gaussians, Views]:
         size = self.optimisation.image_size
         positions = sample.orbit_inputs(VALIDATION_INPUTS)
         inputs = sample.views(positions).resized(size, size)
@@ -256,7 +257,7 @@ class ReconstructionStage(Stage[Drawn]):
         targets = sample.views(validation_targets(sample, positions)).resized(size, size)
         return inputs, self._decode(images, cameras, anchors)[0], targets
 
-    def validate(self, samples: Sequence[AnySample]) -> dict[str, float]:
+    def validate(self, samples: Sequence[Sample]) -> dict[str, float]:
         rows = []
         for sample in samples:
             _, gaussians, targets = self._reconstruct(sample)
@@ -268,7 +269,7 @@ class ReconstructionStage(Stage[Drawn]):
             rows.append(row | {f"loss/{name}": value.item() for name, value in parts.items()})
         return _mean(rows)
 
-    def picture(self, sample: AnySample, path: Path) -> None:
+    def picture(self, sample: Sample, path: Path) -> None:
         """Four inputs above, the four true target views below them, their renderings at the bottom."""
         inputs, gaussians, targets = self._reconstruct(sample)
         rendering = render(gaussians, targets.cameras.to(self.device), *targets.size, BACKGROUND)

@@ -157,7 +157,7 @@ def test_a_run_is_trained_judged_kept_and_goes_on_when_it_was_stopped(
     params = load_params("params.yaml")
     folder, data = (
         Path("results") / params.preset / "ablations",
-        TrainingData.of(params, "procedural", generate=False, datasets="datasets", cache_gib=0),
+        TrainingData.of(params, "procedural", datasets="datasets", cache_gib=0),
     )
     perceptual = load_perceptual("auto")
     assert "stopped" in run_one("no_rope", params, data, perceptual, steps=3, anchors=16, minutes=1e-9)
