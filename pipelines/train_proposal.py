@@ -15,7 +15,7 @@ import tyro
 from geolrm.config import load_params
 from geolrm.model.proposal import ProposalNetwork
 from geolrm.training.stages import ProposalStage
-from pipelines.training_data import TrainingData, run
+from pipelines.training_data import TrainingData, begin_with, run
 
 
 def main(
@@ -25,6 +25,7 @@ def main(
     cache_gib: float = 64.0,
     workers: int = 0,
     minutes: float | None = None,
+    start: str | None = None,
 ) -> None:
     """Train the proposal network: pictures to occupancy.
 
@@ -35,12 +36,13 @@ def main(
         cache_gib: how much of this disk (~/.cache/geolrm/samples) samples of a store may take, in GiB.
         workers: processes that decode ahead of each training process; 0 decodes in it.
         minutes: save and stop after so many; run again to go on. Leave room for one step, a validation and the saving.
+        start: folder of a finished training of this stage whose weights to begin with, in place of random ones.
     """
     settings = load_params(params)
     data = TrainingData.of(settings, dataset, datasets, cache_gib)
     torch.manual_seed(settings.proposal.optimisation.seed)
     network = ProposalNetwork(settings.proposal).to(data.device)
-    data.train(ProposalStage(network, settings.proposal), workers, minutes)
+    data.train(ProposalStage(network, settings.proposal), workers, minutes, **begin_with(network, start))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from geolrm.model.proposal import ProposalNetwork
 from geolrm.model.reconstruction import ReconstructionNetwork
 from geolrm.training.checkpoint import load_model
 from geolrm.training.stages import ReconstructionStage
-from pipelines.training_data import TrainingData, run
+from pipelines.training_data import TrainingData, begin_with, run
 
 
 def main(
@@ -27,6 +27,7 @@ def main(
     cache_gib: float = 64.0,
     workers: int = 0,
     minutes: float | None = None,
+    start: str | None = None,
 ) -> None:
     """Train the reconstruction network: anchor points and pictures to Gaussians.
 
@@ -37,6 +38,7 @@ def main(
         cache_gib: how much of this disk (~/.cache/geolrm/samples) samples of a store may take, in GiB.
         workers: processes that decode ahead of each training process; 0 decodes in it.
         minutes: save and stop after so many; run again to go on. Leave room for one step, a validation and the saving.
+        start: folder of a finished training of this stage whose weights to begin with, in place of random ones.
     """
     settings = load_params(params)
     data = TrainingData.of(settings, dataset, datasets, cache_gib)
@@ -50,7 +52,8 @@ def main(
 
         perceptual = Lpips("vgg").to(data.device)
     stage = ReconstructionStage(network, settings.reconstruction, proposal.to(data.device), perceptual)
-    data.train(stage, workers, minutes, proposal_sha256=record["sha256"])
+    begun = begin_with(network, start)
+    data.train(stage, workers, minutes, proposal_sha256=record["sha256"], **begun)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from geolrm.config import Params
 from geolrm.data.loader import Sample, ShardDataset
 from geolrm.data.places import hash_file, place
 from geolrm.failures import run_command
+from geolrm.tensors import load_strictly
+from geolrm.training.checkpoint import load_model
 from geolrm.training.loop import Stage, TrainingDiverged, WorkerLost, train
 from geolrm.training.ranks import all_ranks, own_device
 
@@ -50,6 +52,16 @@ class TrainingData:
         folder, facts = self.results / stage.name, self.facts(stage, **more)
         with all_ranks() as ranks:
             train(stage, self.training, self.validation, folder, facts, ranks=ranks, workers=workers, minutes=minutes)
+
+
+def begin_with(network: torch.nn.Module, start: str | None) -> dict[str, str]:
+    """Give a network the weights of a finished training of its stage, if one is named: a warm restart, with an optimiser and a
+    schedule of its own. Returns the fact that tells of it. Raises BadInput as `load_model`, and where the weights do not fit."""
+    if start is None:
+        return {}
+    trained, record = load_model(start)
+    load_strictly(network, trained.state_dict(), Path(start))
+    return {"started_from": record["sha256"]}
 
 
 def run(main: Callable[[], None]) -> int:

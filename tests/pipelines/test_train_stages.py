@@ -14,6 +14,8 @@ import yaml
 from tiny_training import changed
 
 from geolrm.config import Params
+from geolrm.failures import BadInput
+from pipelines import train_proposal
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 16
@@ -97,3 +99,29 @@ def test_bad_input_ends_in_one_plain_message(stage: str, damage: str, said: str,
     assert "error: " in output
     assert said in output
     assert "Traceback" not in output
+
+
+def test_a_warm_restart_begins_where_the_weights_that_it_names_had_ended(
+    tiny_params: Params, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+
+    def trained(**changes: int) -> list[dict[str, float]]:
+        params = changed(tiny_params, "proposal", **{"steps": 2, "validate_every": 2, "warmup": 1} | changes)
+        Path("params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json")))
+        train_proposal.main(start="first" if Path("first").exists() else None)
+        lines = map(json.loads, Path("results/tiny/proposal/steps.jsonl").read_text().splitlines())
+        return [line for line in lines if "validation/loss" in line]
+
+    ended = trained()[-1]
+    Path("results/tiny/proposal").rename("first")
+    begun = trained(seed=1)[0]
+    assert begun["step"] == 0
+    assert begun["validation/loss"] == pytest.approx(ended["validation/loss"], rel=1e-6)
+    first, second = (
+        json.loads(Path(folder, "checkpoint.json").read_text()) for folder in ("first", "results/tiny/proposal")
+    )
+    assert second["started_from"] == first["sha256"]
+    assert "started_from" not in first
+    with pytest.raises(BadInput, match="checkpoint_missing"):
+        train_proposal.main(start="nowhere")
