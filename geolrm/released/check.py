@@ -251,12 +251,9 @@ def head_outputs(fixture: Fixture) -> dict[str, Tensor]:
     anchors, tokens = fixture["in.xyzs"], fixture["in.latents"]
     outputs: dict[str, Tensor] = {}
     recorded(head.output, outputs, "mid.raw_decoder", lambda _, output: output)
-    raw, sets = [], []
-    unused = torch.zeros(0, 3, 1, 1), Cameras(torch.zeros(0, 4, 4), torch.zeros(0, 3, 3)), torch.zeros(0, 1)
-    for i in range(len(anchors)):  # its colours come from the tokens alone
-        sets.append(head(tokens[i], anchors[i], *unused))
-        raw.append(outputs["mid.raw_decoder"])
-    outputs["mid.raw_decoder"] = torch.stack(raw)
+    count = len(anchors)  # its colours come from the tokens alone
+    unused = torch.zeros(count, 0, 3, 1, 1), Cameras(torch.zeros(count, 0, 4, 4), torch.zeros(count, 0, 3, 3))
+    sets = head(tokens, anchors, *unused, torch.zeros(count, 0, 1))
     outputs["out.gaussians"] = torch.stack([surroundings.activated(one) for one in sets])
     outputs["out.ply_table"] = torch.cat([surroundings.ply_table(one) for one in sets])
     cameras = from_blender(fixture["in.render_c2ws"].flatten(0, 1), fixture["in.render_Ks"].flatten(0, 1))

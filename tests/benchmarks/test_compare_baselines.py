@@ -82,7 +82,10 @@ def test_the_files_hold_the_same_numbers_and_the_screen_has_the_tables(results, 
         assert mean in files[name]
     assert re.search(rf"geolrm +3/3 +{mean} ±1.25", shown)
     assert "published: GeoLRM, GSO" in shown
-    assert "--methods crm gaussian_fitting geolrm_released instantmesh lgm nearest_view other_images refine" in shown
+    assert (
+        "--methods crm gaussian_fitting geolrm_released geolrm_small instantmesh lgm nearest_view other_images refine"
+        in shown
+    )
     assert "procedural, 4 views, over all 3 objects" in files["report.html"]
 
 
