@@ -214,7 +214,7 @@ def read_object_tar(path: Path, *, normals: bool = False) -> RenderedObject:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a tar of ours has its end and all its members, test views or none of them; their content is not decoded."""
+    """Whether a tar of ours has its end and all its members, by their headers; their content is not decoded."""
     try:
         with open(path, "rb") as file:
             _check_tar(file, path)
@@ -222,8 +222,8 @@ def is_whole(path: Path) -> bool:
                 content = _ViewFiles(tar, path)
     except (BadInput, FileNotFoundError, tarfile.ReadError):
         return False
-    views = len(content.inputs) == 3 * VIEWS and len(content.tests) in (0, 3 * TEST_VIEWS)
-    return views and f"{content.key}/meta.json" in content.members
+    files = 3 * VIEWS, 3 * TEST_VIEWS
+    return (len(content.inputs), len(content.tests)) == files and f"{content.key}/meta.json" in content.members
 
 
 def _check_tar(file: io.BufferedReader, path: Path) -> None:

@@ -26,7 +26,7 @@ def test_objects_that_are_made_are_built_verified_and_read_and_damage_is_told(tm
     assert seconds > 0
     proved = verified_and_read(jobs)
     assert (proved["built"], proved["verified"], proved["read"]) == (4, 4, 4)
-    assert proved["members_hashed"] > 4 * 2 * 38  # colour and depth of each view; training objects have no test views
+    assert proved["members_hashed"] > 4 * 2 * (38 + 16)
     data = bytearray(jobs[0].tar.read_bytes())
     data[3000] ^= 1
     jobs[0].tar.write_bytes(data)

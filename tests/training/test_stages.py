@@ -44,10 +44,8 @@ def test_the_drawn_views_are_a_function_of_seed_epoch_and_key_alone(tiny_params:
 
 def test_no_view_is_drawn_twice_so_no_target_is_an_input(tiny_params: Params, tiny_dataset: Path) -> None:
     o = tiny_params.proposal.optimisation
-    for sample in [*samples(tiny_dataset, "train"), *samples(tiny_dataset, "val")]:
-        rig = sample.test_cameras  # objects of the split train have none
-        tests = set() if rig is None else {tuple(pose.flatten().tolist()) for pose in rig.camera_to_world}
-        assert bool(tests) == (sample.split == "val")
+    for sample in samples(tiny_dataset, "train"):
+        tests = {tuple(pose.flatten().tolist()) for pose in sample.test_cameras.camera_to_world}  # type: ignore[union-attr]
         for epoch in range(4):
             drawn = poses(draw_views(sample, o, epoch).views)
             assert len(drawn) == o.views
