@@ -166,10 +166,8 @@ def report(jobs: list[ShardJob], max_drop_rate: float, patience: float = PATIENC
     count = sum(entry["objects_in"] for entry in stats)
     dropped: list[dict[str, Any]] = [drop for entry in stats for drop in entry["dropped"]]
     bytes_in, bytes_out = (sum(entry[name] for entry in stats) for name in ("bytes_in", "bytes_out"))
-    print(
-        f"{len(stats)} shards, {count - len(dropped)} of {count} objects, "
-        f"{bytes_in / 1e6:,.1f} MB of object tars -> {bytes_out / 1e6:,.1f} MB"
-    )
+    before = f"{bytes_in / 1e6:,.1f} MB of object tars -> " if bytes_in else ""  # what is drawn comes from nothing
+    print(f"{len(stats)} shards, {count - len(dropped)} of {count} objects, {before}{bytes_out / 1e6:,.1f} MB")
     if not dropped:
         return []
     reasons = Counter(drop["reason"] for drop in dropped)

@@ -19,8 +19,9 @@ import pytest
 import yaml
 from spheres import sphere_object, write_params, write_spheres
 
-from geolrm.config import load_params
+from geolrm.config import Params, load_params
 from geolrm.data.object_tar import write_object_tar
+from geolrm.data.shard_build import build_shard
 from geolrm.data.shard_plan import HashCache, find_objects, plan_shards
 from geolrm.failures import BadInput
 from pipelines import shard as stage
@@ -347,3 +348,32 @@ def test_workers_of_a_scheduler_that_runs_elsewhere_make_the_same_bytes(undistur
         status, output = run(root, "--scheduler", cluster.scheduler_address)
     assert status == 0, output
     assert products(root) == products(undisturbed)
+
+
+# --- without object tars ---
+
+
+def test_shards_that_are_drawn_have_the_bytes_of_those_made_from_object_tars(
+    tiny_params: Params,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(stage, "build_shards", lambda jobs, *_: [build_shard(job) for job in jobs] and [])
+
+    def drawn(params: Params) -> str:
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json")))
+        assert stage.shard("procedural", params=tmp_path / "params.yaml", root=tmp_path, draw="cpu") == 0
+        return capsys.readouterr().out
+
+    home, expected = tmp_path / "procedural" / "tiny", tiny_dataset / "datasets" / "procedural" / "tiny"
+    assert "object tars" not in drawn(tiny_params)
+    names = ["catalog.parquet", *(f"shards/{path.name}" for path in (expected / "shards").glob("*.tar"))]
+    assert len(names) > 3
+    for name in names:
+        assert (home / name).read_bytes() == (expected / name).read_bytes()
+    assert not (home / "objects").exists()
+    assert f"{len(names) - 1} kept, 0 to make" in drawn(tiny_params)
+    other = tiny_params.model_copy(update={"procedural": tiny_params.procedural.model_copy(update={"seed": 1})})
+    assert f"0 kept, {len(names) - 1} to make" in drawn(other)
