@@ -1,12 +1,13 @@
 """The shard stage: object tars -> WebDataset shards, their rows and stats, and the merged catalog.
 
-In: `datasets/<name>/<preset>/objects/*.tar`, and objects that `addresses.json` beside them names: a worker fetches these as it
-goes and keeps nothing of them but the shard. Out: `shards/<split>-%06d.{tar,parquet,stats.json}` and `catalog.parquet`
-beside them, or below an address such as s3://bucket/datasets. Convention: shards that still hold are kept, all others made
-anew, leftovers removed; killed at any moment and run again, it ends with the same bytes. Trade: one shard is one task, so a
-killed worker costs its shard's work and nothing else. Runs on a local Dask cluster of processes (loopback only, no dashboard)
-or any scheduler whose workers see the same object tars. Exit status 1 when too many objects were dropped or a shard could not
-be written, said at the end, when everything else is done. Verified by tests/data/test_shard_pipeline.py and test_cluster.py.
+In: `datasets/<name>/<preset>/objects/*.tar`, and objects that `addresses.json` beside them names: a worker fetches these as
+it goes and keeps nothing of them but the shard; or, with `draw`, nothing but the params. Out:
+`shards/<split>-%06d.{tar,parquet,stats.json}` and `catalog.parquet` beside them, or below an address such as
+s3://bucket/datasets. Convention: shards that still hold are kept, all others made anew, leftovers removed; killed at any
+moment and run again, it ends with the same bytes. Trade: one shard is one task, so a killed worker costs its shard's work and
+nothing else. Runs on a local Dask cluster of processes (loopback only, no dashboard) or any scheduler whose workers see the
+same object tars. Exit status 1 when too many objects were dropped or a shard could not be written, said at the end, when
+everything else is done. Verified by tests/data/test_shard_pipeline.py and test_cluster.py.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 from tqdm import tqdm
 
-from geolrm.config import load_params
+from geolrm.config import Procedural, load_params
 from geolrm.data.addresses import read_addresses, shared
 from geolrm.data.catalog import merge_catalogs, write_if_changed
 from geolrm.data.fetch import Ledger, as_fetched
@@ -215,7 +216,7 @@ def shard(
     workers = workers or settings.shard.workers
     with alone_in(home if is_remote(folder) else folder), ThreadPoolExecutor(READERS) as readers:
         cache = HashCache(home / "shard-hashes.json", patience)
-        drawing = None if draw is None else Drawing(settings.procedural, draw)
+        drawing = None if draw is None else drawing_of(settings.procedural, draw, dataset, scheduler)
         objects, manners = inputs(home, cache, workers) if drawing is None else (drawing.objects(), None)
         jobs = plan_shards(objects, folder, dataset, settings.shard, drawing)
         jobs = [replace(job, manners=manners) for job in jobs]
@@ -268,6 +269,19 @@ def note(home: Path, jobs: list[ShardJob], patience: float) -> None:
             fetched = as_fetched(record)
             if ledger.records.get(fetched.key) != fetched:
                 ledger.add(fetched)
+
+
+def drawing_of(settings: Procedural, device: Literal["cpu", "cuda"], dataset: str, scheduler: str | None) -> Drawing:
+    """What is drawn in place of reading. Raises BadInput `draw_other` for another data set than the one that is drawn,
+    `draw_device` where this machine's own workers would have no such device."""
+    if dataset != "procedural":
+        raise BadInput("draw_other", dataset, "only procedural objects can be drawn", "--dataset procedural")
+    if device == "cuda" and scheduler is None:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise BadInput("draw_device", "--draw cuda", "torch sees no CUDA device here", "--draw cpu")
+    return Drawing(settings, device)
 
 
 def resolved(where: Place) -> Place:

@@ -1,11 +1,11 @@
 """Building one shard: object tars in, the trio of shard, Parquet rows and stats out.
 
-In: a `ShardJob`, whose objects lie here, or are fetched, a few ahead, and dropped once they are in the shard. Out: `<name>.tar`,
-`<name>.parquet`, `<name>.stats.json`, each whole or not at all, the stats last: they vouch for the other two. Convention: an
-object that cannot be used is counted by its reason and leaves no gap in the others; a full disk or any other error ends the job
-and leaves none of its files half-written. Trade: objects pass one at a time, so that a worker's memory and disk do not grow
-with the shard. Runs in Dask workers, which receive nothing but the job. Verified by killing it, by filling its disk, by bad
-objects among good ones, and against a server that misbehaves.
+In: a `ShardJob`, whose objects lie here, are drawn, or are fetched, a few ahead, and dropped once they are in the shard. Out:
+`<name>.tar`, `<name>.parquet`, `<name>.stats.json`, each whole or not at all, the stats last: they vouch for the other two.
+Convention: an object that cannot be used is counted by its reason and leaves no gap in the others; a full disk or any other
+error ends the job and leaves none of its files half-written. Trade: objects pass one at a time, so that a worker's memory and
+disk do not grow with the shard. Runs in Dask workers, which receive nothing but the job. Verified by killing it, by filling
+its disk, by bad objects among good ones, and against a server that misbehaves.
 """
 
 from __future__ import annotations

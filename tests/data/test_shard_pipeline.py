@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -377,3 +378,15 @@ def test_shards_that_are_drawn_have_the_bytes_of_those_made_from_object_tars(
     assert f"{len(names) - 1} kept, 0 to make" in drawn(tiny_params)
     other = tiny_params.model_copy(update={"procedural": tiny_params.procedural.model_copy(update={"seed": 1})})
     assert f"0 kept, {len(names) - 1} to make" in drawn(other)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "device", "reason"), [("gso", "cpu", "draw_other"), ("procedural", "cuda", "draw_device")]
+)
+def test_what_cannot_be_drawn_is_refused_before_anything_is_touched(
+    dataset: str, device: Any, reason: str, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(BadInput, match=reason):
+        stage.shard(dataset, params=tiny_dataset / "params.yaml", root=tmp_path, draw=device)
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".tar", ".parquet", ".json")]
