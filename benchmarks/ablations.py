@@ -258,7 +258,7 @@ def run_one(
     scores = folder / SCORES
     if scores.exists() and json.loads(scores.read_text())["facts"] == facts:
         return "kept"
-    if _trained(folder, facts):  # and stopped before it was judged
+    if trained(folder, facts):  # and stopped before it was judged
         network.load_state_dict(load_model(folder)[0].state_dict())
     else:
         train(stage, data.training, data.validation, folder, facts, workers=workers, minutes=minutes)
@@ -271,7 +271,8 @@ def run_one(
     return "done"
 
 
-def _trained(folder: Path, facts: dict[str, Any]) -> bool:
+def trained(folder: Path, facts: dict[str, Any]) -> bool:
+    """Whether a training of these facts has ended there; started again, it would begin anew."""
     side = folder / "checkpoint.json"
     record = json.loads(side.read_text()) if side.exists() else {}
     return {name: record.get(name) for name in facts} == facts
@@ -341,12 +342,13 @@ def _cell(values: dict[str, float], digits: int) -> str:
     return f"{sum(values.values()) / len(values):.{digits}f}" if values else "-"
 
 
-def _difference(ours: dict[str, float], full: dict[str, float]) -> str:
-    found = paired(ours, full)
+def difference(ours: dict[str, float], theirs: dict[str, float], digits: int = 2) -> str:
+    """The mean of ours - theirs over the objects, with its 95 % interval where there are enough of them."""
+    found = paired(ours, theirs)
     if found is None:
         return "-"
-    half = "" if found["low"] is None else f" [{found['low']:+.2f}, {found['high']:+.2f}]"
-    return f"{found['mean']:+.2f}{half}"
+    interval = "" if found["low"] is None else f" [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
+    return f"{found['mean']:+.{digits}f}{interval}"
 
 
 def _paper(values: tuple[float, float, float] | None) -> list[str]:
@@ -391,7 +393,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
             rows.append([f"`{name}`", ablation.what, "not run yet", "", "", "", *_paper(ablation.paper)])
             continue
         found = {m: means_of(results[name]["rows"], m, PAPER_INPUTS, most) for m in METRICS}
-        ours = [_cell(found["psnr"], 2), _difference(found["psnr"], means_of(full["rows"], "psnr", PAPER_INPUTS, most))]
+        ours = [_cell(found["psnr"], 2), difference(found["psnr"], means_of(full["rows"], "psnr", PAPER_INPUTS, most))]
         ours += [_cell(found["ssim"], 3), _cell(found["lpips_vgg"], 3)]
         rows.append([f"`{name}`", ablation.what, *ours, *_paper(ablation.paper)])
     lines += [*as_markdown(heads, rows), "", "PSNR by number of inputs:", ""]
@@ -408,9 +410,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     for name in (name for name in ABLATIONS if name in results):
         grown, trained = (means_of(results[name]["rows"], "psnr", PAPER_INPUTS, n) for n in (GROWTH * most, most))
         theirs_growth = ABLATIONS[name].paper_growth
-        rows.append(
-            [f"`{name}`", _difference(grown, trained), "" if theirs_growth is None else f"+{theirs_growth:.1f}"]
-        )
+        rows.append([f"`{name}`", difference(grown, trained), "" if theirs_growth is None else f"+{theirs_growth:.1f}"])
     return "\n".join([*lines, *as_markdown(["ablation", "gain", "paper"], rows), ""])
 
 
@@ -429,6 +429,18 @@ def _require_alike(results: dict[str, dict[str, Any]]) -> None:
         raise BadInput("ablations_differ", ", ".join(other), detail, "run them again with the same options")
 
 
+def write_page(page: Callable[[dict[str, dict[str, Any]]], str], results: dict[str, Any] | None, out: Path) -> None:
+    """Write the page of these results, and them beside it as JSON; of None, the page of what lies there."""
+    collected = out.with_suffix(".json")
+    if results is None:
+        text = page(json.loads(collected.read_text()) if collected.exists() else {})
+    else:
+        text = page(results)
+        write_whole(collected, json.dumps(results, indent=1) + "\n")
+    write_whole(out, text)
+    print(out)
+
+
 @dataclass(frozen=True)
 class Page:
     """Collect the scores of a folder, if one is named, and write the page."""
@@ -439,18 +451,13 @@ class Page:
     """The page; what was collected lies beside it as JSON."""
 
     def __call__(self) -> None:
-        collected = self.out.with_suffix(".json")
+        results = None
         if self.results is not None:
             found = [json.loads(path.read_text()) for path in sorted(self.results.glob(f"*/{SCORES}"))]
             if not found:
                 raise BadInput("ablations_missing", self.results, f"no */{SCORES} there", "run ablations first")
             results = {name: one for name in ABLATIONS for one in found if one["name"] == name}
-            text = page(results)
-            write_whole(collected, json.dumps(results, indent=1) + "\n")
-        else:
-            text = page(json.loads(collected.read_text()) if collected.exists() else {})
-        write_whole(self.out, text)
-        print(self.out)
+        write_page(page, results, self.out)
 
 
 def main() -> None:

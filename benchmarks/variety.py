@@ -24,7 +24,7 @@ import tyro
 import yaml
 from tqdm import tqdm
 
-from benchmarks.bootstrap import paired
+from benchmarks.ablations import difference, trained, write_page
 from benchmarks.scores import BACKGROUND, picture_scores
 from benchmarks.splits import SCANS, SCANS_VAL, split_list
 from benchmarks.tables import as_markdown
@@ -38,7 +38,7 @@ from geolrm.model.execution import in_precision
 from geolrm.model.geolrm import GeoLRM
 from geolrm.passport import passport
 from geolrm.rendering import render
-from geolrm.training.checkpoint import load_geolrm
+from geolrm.training.checkpoint import load_geolrm, load_model
 from geolrm.training.ranks import own_device
 from geolrm.training.stages import occupancy_scores
 
@@ -144,8 +144,13 @@ class Run:
         own = home / "params.yaml"
         write_whole(own, yaml.safe_dump(settings, sort_keys=False))
         _stage("pipelines.shard", "--params", own, "--dataset", "procedural", "--draw", self.draw)
-        _stage("pipelines.train_proposal", "--params", own, "--workers", self.workers)
-        _stage("pipelines.train_reconstruction", "--params", own, "--workers", self.workers)
+        facts: dict[str, Any] = {
+            "catalog_sha256": hash_file(Path("datasets/procedural") / settings["preset"] / "catalog.parquet")
+        }
+        for stage in ("proposal", "reconstruction"):
+            if not trained(home / stage, facts | {"params": settings[stage]}):
+                _stage(f"pipelines.train_{stage}", "--params", own, "--workers", self.workers)
+            facts["proposal_sha256"] = load_model(home / "proposal")[1]["sha256"]
         model, records = load_geolrm(home)
         facts = {"params": settings, "scans": catalogs, "weights": {s: r["sha256"] for s, r in records.items()}}
         scores = home / SCORES
@@ -219,7 +224,9 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     for name, one in results.items():
         by_inputs = [_mean([row["psnr"] for row in one["rows"] if row["inputs"] == n]) for n in counts]
         means = [f"{_mean([row[m] for row in one['rows']]):.{DIGITS[m]}f}" for m in SHOWN[1:]]
-        gains = ["", "", ""] if name == ALL else [_gain(full, one, metric) for metric in SHOWN[:3]]
+        gains = [difference(_by_object(full, m), _by_object(one, m), DIGITS[m]) for m in SHOWN[:3]]
+        if name == ALL:
+            gains = [""] * len(gains)
         rows.append([f"`{name}`", *(f"{value:.2f}" for value in by_inputs), *means, *gains])
     return "\n".join([*lines, *as_markdown(heads, rows), ""])
 
@@ -243,15 +250,6 @@ def _by_object(result: dict[str, Any], metric: str) -> dict[str, float]:
     return {key: _mean([row[metric] for row in result["rows"] if row["object"] == key]) for key in keys}
 
 
-def _gain(full: dict[str, Any], one: dict[str, Any], metric: str) -> str:
-    found = paired(_by_object(full, metric), _by_object(one, metric))
-    if found is None:
-        return "-"
-    digits = DIGITS[metric]
-    interval = "" if found["low"] is None else f" [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
-    return f"{found['mean']:+.{digits}f}{interval}"
-
-
 @dataclass(frozen=True)
 class Page:
     """Collect the scores below a folder, if one is named, and write the page."""
@@ -264,19 +262,14 @@ class Page:
     """The page; what was collected lies beside it as JSON."""
 
     def __call__(self) -> None:
-        collected = self.out.with_suffix(".json")
+        results = None
         if self.results is not None:
             found = [json.loads(path.read_text()) for path in sorted(self.results.glob(f"{self.preset}-*/{SCORES}"))]
             if not found:
                 raise BadInput("variety_missing", self.results, f"no {self.preset}-*/{SCORES} there", "run some first")
             ordered = sorted(found, key=lambda one: (one["name"] != ALL, one["name"] == NONE, one["name"]))
             results = {one["name"]: one for one in ordered}
-            text = page(results)
-            write_whole(collected, json.dumps(results, indent=1) + "\n")
-        else:
-            text = page(json.loads(collected.read_text()) if collected.exists() else {})
-        write_whole(self.out, text)
-        print(self.out)
+        write_page(page, results, self.out)
 
 
 def main() -> None:

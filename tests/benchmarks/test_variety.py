@@ -64,9 +64,17 @@ def test_a_run_draws_trains_and_judges_by_the_scans_and_is_kept(home: Path, caps
     }  # fmt: skip
     assert [(row["object"], row["inputs"]) for row in result["rows"]] == [("test-00000", 2), ("test-00000", 4)]
     assert all(5 < row["psnr"] < 60 and 0 <= row["iou"] <= row["recall"] <= 1 for row in result["rows"])
-    written = scores.stat().st_mtime_ns
+    made = [scores, *(scores.parent / stage / "checkpoint.safetensors" for stage in ("proposal", "reconstruction"))]
+    written = [path.stat().st_mtime_ns for path in made]
     Run(("without_lights",), params=Path("params.yaml"))()
-    assert scores.stat().st_mtime_ns == written
+    assert [
+        path.stat().st_mtime_ns for path in made
+    ] == written  # a finished training that is started again begins anew
+    (made[2].parent / "checkpoint.json").unlink()  # as if killed in the second stage
+    scores.unlink()
+    Run(("without_lights",), params=Path("params.yaml"))()
+    assert made[1].stat().st_mtime_ns == written[1]
+    assert json.loads(scores.read_text())["rows"] == result["rows"]
     in_the_way = home / "datasets" / "procedural" / "tiny-none"
     in_the_way.parent.mkdir(exist_ok=True)
     in_the_way.write_text("a file where the stage needs a folder")
