@@ -1,13 +1,15 @@
-"""Carving cues: how well the pictures agree about a point (space carving, Kutulakos and Seitz 2000).
+"""Carving: how well the pictures agree about a point, and a network that reads it off a grid of points (space carving, Kutulakos
+and Seitz 2000; a volume of feature statistics and a 3D U-Net as in MVSNet, Yao et al. 2018).
 
-In: points, pictures composited on white, cameras. Out: eight numbers a point, and from them what is added to a voxel's logit:
-mean and standard deviation of the colours that the views show there, the whitest of them, and the share of the views that see
-it. A point on a surface shows like colours, a point in the open shows the white background in some view, and neither needs to
-be learned; two small convolutions over the grid of cues find where the open ends. Convention: a view sees a point in front of
-it and inside its frame; a point that no view sees has mean grey, deviation 0, whitest 0, share 0. Trade: not in the paper; a
-few bilinear reads a point, one view at a time, raise occupancy IoU from 0.32 to 0.38 in 300 steps, and the neighbours' cues to
-0.46; the tokens of the second stage, which start from the cues at their anchor points, gain half a dB (LOG.md). Verified on flat
-pictures, on points that no view sees, and by how far cues reach.
+In: points, pictures composited on white, cameras. Out: eight numbers a point, and from a grid of them what is added to each
+voxel's logit. The cues are mean and standard deviation of the colours that the views show there, the whitest of them, and
+the share of the views that see it; beside them the network sees mean and deviation of a few learned features, which tell apart
+what has the same colour. A point on a surface shows alike, a point in the open shows the white background in some view; a
+U-Net over the grid, with the coarse tokens at its bottom, finds where the open ends. Convention: a view sees a point in front of
+it and inside its frame; a point that no view sees has mean grey, deviation 0, whitest 0, share 0. Trade: not in the paper; a few
+bilinear reads a point and some convolutions a voxel, for occupancy IoU 0.500 in place of 0.469 for two convolutions over the cues
+(LOG.md); the tokens of the second stage, which start from the cues at their anchor points, gain half a dB. Verified on flat
+pictures, on points that no view sees, by views in any order and number, and by how far a cue reaches.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ from geolrm.model import execution
 from geolrm.occupancy import voxel_centres
 
 CUES = 8
-WIDTH = 16
+FEATURES = 8
+WIDTH = 12  # of the finest level of the U-Net; each of the two below has twice that of the one above
+GROUPS = 4
+DEVIATION_FLOOR = 1e-8  # under the root, whose slope has no bound at zero
 INITIAL_SPREAD = 0.02  # of the last weights: at first the cues say little
 
 
@@ -61,27 +66,106 @@ def carving_cues(points: Tensor, images: Tensor, cameras: Cameras) -> Tensor:
     return torch.cat([2 * mean - 1, 4 * deviation, 4 * whitest - 3, count / len(images)], dim=-1)
 
 
-class CarvingNetwork(nn.Sequential):
-    """Cues of the fine voxels around each to what they add to its logit."""
+def feature_statistics(points: Tensor, maps: Tensor, cameras: Cameras) -> Tensor:
+    """How alike views show points, in learned features.
 
-    def __init__(self) -> None:
-        output = nn.Conv3d(WIDTH, 1, 3, padding=1, bias=False)
-        nn.init.normal_(output.weight, std=INITIAL_SPREAD)
-        super().__init__(nn.Conv3d(CUES, WIDTH, 3, padding=1), nn.SiLU(), output)
+    Args:
+        points: (M, 3) object units.
+        maps: (B, V, C, h, w) features of the views, covering the whole frame.
+        cameras: (B, V).
 
-    def carve(self, images: Tensor, cameras: Cameras, resolution: int) -> Tensor:
-        """(B, R, R, R) float32 for images (B, V, 3, H, W) and cameras (B, V)."""
+    Returns:
+        (B, 2 C, M) float32: mean and standard deviation over the views that see a point, 0 where none does. Without gradients
+        one view at a time, so that memory does not grow with V.
+    """
+    batch, count, channels = maps.shape[:3]
+    total = maps.new_zeros(batch, channels, len(points))
+    squares, seen_by = torch.zeros_like(total), maps.new_zeros(batch, 1, len(points))
+    at_once = count if torch.is_grad_enabled() else 1
+    for first in range(0, count, at_once):
+        some = slice(first, first + at_once)
+        uv, depth = cameras[:, some].project(points)
+        visible = (depth > NEAR) & (uv >= 0).all(dim=-1) & (uv <= 1).all(dim=-1)
+        places = 2 * uv.flatten(0, 1)[:, None] - 1
+        read = F.grid_sample(maps[:, some].flatten(0, 1), places, padding_mode="border", align_corners=False)
+        read = read[:, :, 0].unflatten(0, (batch, -1)) * visible[:, :, None]
+        total, squares = total + read.sum(dim=1), squares + read.square().sum(dim=1)
+        seen_by = seen_by + visible.sum(dim=1, keepdim=True)
+    seen_by = seen_by.clamp(min=1)
+    mean = total / seen_by
+    return torch.cat([mean, (squares / seen_by - mean.square()).clamp(min=DEVIATION_FLOOR).sqrt()], dim=1)
+
+
+def _twice(channels: int, width: int) -> nn.Sequential:
+    """Two convolutions of 3 voxels, each normalised over groups of channels."""
+    layers: list[nn.Module] = []
+    for inputs in (channels, width):
+        layers += [nn.Conv3d(inputs, width, 3, padding=1, bias=False), nn.GroupNorm(GROUPS, width), nn.SiLU()]
+    return nn.Sequential(*layers)
+
+
+class CarvingNetwork(nn.Module):
+    """Cues and features of a grid of fine voxels, and the coarse tokens, to what is added to each voxel's logit.
+
+    Args:
+        width: of the tokens.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 2 * FEATURES, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(2 * FEATURES, 2 * FEATURES, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(2 * FEATURES, FEATURES, 3, padding=1),
+        )
+        self.fine, self.middle = _twice(CUES + 2 * FEATURES, WIDTH), _twice(WIDTH, 2 * WIDTH)
+        self.coarse = _twice(2 * WIDTH, 4 * WIDTH)
+        self.tokens = nn.Linear(width, 4 * WIDTH)
+        self.middle_again, self.fine_again = _twice(6 * WIDTH, 2 * WIDTH), _twice(3 * WIDTH, WIDTH)
+        self.output = nn.Conv3d(WIDTH, 1, 1, bias=False)
+        nn.init.normal_(self.output.weight, std=INITIAL_SPREAD)
+
+    def carve(self, images: Tensor, cameras: Cameras, tokens: Tensor, resolution: int) -> Tensor:
+        """(B, R, R, R) float32 for images (B, V, 3, H, W), cameras (B, V) and tokens (B, coarse^3, width), x-major."""
         axis = torch.arange(resolution, device=images.device)
         centres = voxel_centres(torch.cartesian_prod(axis, axis, axis), resolution)
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            cues = torch.stack([carving_cues(centres, images[b], cameras[b]).T for b in range(len(images))])
-        return self(cues.unflatten(-1, (resolution, resolution, resolution))).float()[:, 0]
+        maps = self.features(images.flatten(0, 1) * 2 - 1).unflatten(0, images.shape[:2])
+        with torch.autocast(images.device.type, enabled=False):
+            with torch.no_grad():
+                cues = torch.stack([carving_cues(centres, images[b], cameras[b]).T for b in range(len(images))])
+            alike = feature_statistics(centres, maps.float(), cameras)
+        volume = torch.cat([cues, alike], dim=1).unflatten(-1, (resolution, resolution, resolution))
+        return self(volume, tokens).float()
+
+    def forward(self, volume: Tensor, tokens: Tensor) -> Tensor:
+        """Volume (B, 24, R, R, R) and tokens (B, coarse^3, width) -> (B, R, R, R)."""
+        fine = self.fine(volume)
+        middle = self.middle(F.avg_pool3d(fine, 2, ceil_mode=True))
+        side = round(tokens.shape[1] ** (1 / 3))
+        heard = self.tokens(tokens).transpose(1, 2).unflatten(-1, (side, side, side))
+        pooled = F.avg_pool3d(middle, 2, ceil_mode=True)
+        coarse = self.coarse(pooled) + _brought_to(heard, pooled)
+        middle = self.middle_again(torch.cat([_brought_to(coarse, middle), middle], dim=1))
+        fine = self.fine_again(torch.cat([_brought_to(middle, fine), fine], dim=1))
+        logits: Tensor = self.output(fine)
+        return logits[:, 0]
+
+
+def _brought_to(volume: Tensor, like: Tensor) -> Tensor:
+    """A volume at the resolution of another one."""
+    size = like.shape[2:]
+    return volume if volume.shape[2:] == size else F.interpolate(volume, size, mode="trilinear", align_corners=False)
 
 
 class NoCarving(nn.Module):
     """As in the paper: the tokens alone decide."""
 
-    def carve(self, images: Tensor, cameras: Cameras, resolution: int) -> Tensor:
+    def __init__(self, width: int) -> None:
+        super().__init__()
+
+    def carve(self, images: Tensor, cameras: Cameras, tokens: Tensor, resolution: int) -> Tensor:
         return images.new_zeros(())
 
 

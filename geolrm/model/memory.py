@@ -20,7 +20,7 @@ from geolrm.failures import BadInput
 FLOAT = 4  # bytes
 CELLS = 1 / 16 + 1 / 49  # of both feature maps, per pixel
 ENCODING = 2.5  # peak of encoding all views, in units of the feature maps it leaves
-CARVING = 80  # floats a fine voxel
+CARVING = 128  # floats a fine voxel
 AVERAGING, SAMPLING = (
     5,
     11,

@@ -2,7 +2,7 @@
 
 In: posed pictures. Out: a logit for each voxel of the fine grid (R, R, R), indexed [x, y, z]; above zero is occupied. The
 tokens stand at the cell centres of a coarse dense grid and each is mapped linearly to the block of fine voxels inside its
-cell; a small network adds what each fine voxel's carving cues say (not in the paper, see carving.py). Convention: cell
+cell; a U-Net over the fine voxels adds what their carving cues and the tokens say (not in the paper). Convention: cell
 centres of `occupancy.voxel_centres` on both grids, so that a block lies around its token (the public code puts coarse anchors
 on the cube's faces, up to 3.5 voxels from their blocks). Trade: beside its cues, a block knows the pictures only through its
 token's samples, which is what makes a dense grid affordable. Verified by planting a marker in one block.
@@ -45,7 +45,7 @@ class ProposalNetwork(nn.Module):
         self.upsampling = nn.Linear(settings.transformer.width, self.block**3)
         nn.init.normal_(self.upsampling.weight, std=INITIAL_SPREAD)
         nn.init.constant_(self.upsampling.bias, math.log(EXPECTED_OCCUPANCY / (1 - EXPECTED_OCCUPANCY)))
-        self.carving = CARVINGS[settings.carving]()
+        self.carving = CARVINGS[settings.carving](settings.transformer.width)
 
     def forward(self, images: Tensor, cameras: Cameras) -> Tensor:
         """Predict occupancy.
@@ -61,7 +61,7 @@ class ProposalNetwork(nn.Module):
         tokens, _ = self.transformer(anchors, self.encoder(images, cameras), cameras)
         with torch.autocast(images.device.type, enabled=False):  # logits stay fp32
             logits = self.fine_grid(self.upsampling(tokens.float()))
-        return logits + self.carving.carve(images, cameras, self.coarse * self.block)
+        return logits + self.carving.carve(images, cameras, tokens, self.coarse * self.block)
 
     def coarse_anchors(self, device: torch.device | str) -> Tensor:
         """(coarse^3, 3) object units, z fastest: the centres of the cells, unless the settings say otherwise."""

@@ -1,10 +1,11 @@
 """Carving cues on pictures whose answer is known."""
 
+import pytest
 import torch
 
 from geolrm.cameras import orbit
 from geolrm.model import carving
-from geolrm.model.carving import AnchorCues, CarvingNetwork, carving_cues, look_up
+from geolrm.model.carving import AnchorCues, CarvingNetwork, carving_cues, feature_statistics, look_up
 
 RING = orbit(torch.arange(4) * 90.0, torch.zeros(4), radius=2.0, fov=39.6)
 
@@ -46,35 +47,92 @@ def test_the_picture_is_read_where_the_point_projects() -> None:
     torch.testing.assert_close(colours[0, :, 0], torch.tensor([1.0, 0.0]))
 
 
-def test_a_voxel_is_judged_by_the_cues_within_two_voxels_of_it() -> None:
+def test_features_of_views_that_agree_have_their_mean_and_no_deviation() -> None:
+    maps = torch.tensor([0.3, -2.0])[:, None, None].expand(1, 4, 2, 8, 8)
+    found = feature_statistics(torch.zeros(3, 3), maps, RING[None])
+    torch.testing.assert_close(found, torch.tensor([0.3, -2.0, 0, 0])[None, :, None].expand(1, 4, 3), atol=2e-4, rtol=0)
+
+
+def test_features_count_in_the_views_that_see_a_point_and_nowhere_else() -> None:
+    maps = torch.tensor([5.0, 1.0, 3.0, 1.0]).reshape(1, 4, 1, 1, 1).expand(1, 4, 1, 8, 8)
+    seen_by_all, beside_the_first, by_none = (
+        torch.zeros(3),
+        torch.tensor([1.5, 0.6, 0.0]),
+        torch.tensor([0.0, 0.0, 5.0]),
+    )
+    points = torch.stack([seen_by_all, beside_the_first, by_none])
+    visible = look_up(points[1:2], torch.zeros(4, 3, 8, 8), RING)[1].flatten()
+    assert not visible[0]
+    values = torch.tensor([5.0, 1.0, 3.0, 1.0])
+    mean, deviation = feature_statistics(points, maps, RING[None])[0]
+    kept = values[visible]
+    assert mean.tolist() == pytest.approx([2.5, kept.mean().item(), 0.0], abs=1e-5)
+    assert deviation.tolist() == pytest.approx(
+        [values.std(correction=0).item(), kept.std(correction=0).item(), 0.0], abs=2e-4
+    )
+
+
+def test_features_are_the_same_at_once_and_view_by_view_and_in_any_order() -> None:
+    random = torch.Generator().manual_seed(0)
+    maps, points = torch.randn(1, 4, 3, 8, 8, generator=random), torch.rand(50, 3, generator=random) - 0.5
+    together = feature_statistics(points, maps, RING[None])
+    with torch.no_grad():
+        one_by_one = feature_statistics(points, maps, RING[None])
+    torch.testing.assert_close(one_by_one, together, atol=1e-5, rtol=1e-5)
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(
+        feature_statistics(points, maps[:, order], RING[None, order]), together, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_features_learn_even_where_views_agree_to_the_bit() -> None:
+    maps = torch.ones(1, 4, 2, 8, 8, requires_grad=True)
+    feature_statistics(torch.zeros(3, 3), maps, RING[None]).sum().backward()
+    assert maps.grad is not None
+    assert maps.grad.isfinite().all()
+
+
+def network_of(width: int = 6) -> CarvingNetwork:
     torch.manual_seed(0)
-    network = CarvingNetwork()
-    cues = torch.rand(1, 8, 9, 9, 9)
-    changed = cues.clone()
-    changed[0, :, 4, 5, 3] += 1
-    touched = (network(changed) - network(cues))[0, 0].abs() > 1e-6
-    assert touched[2:7, 3:8, 1:6].all()
-    assert touched.sum() == 5**3
+    return CarvingNetwork(width).eval()
 
 
-def test_the_grid_of_cues_is_indexed_x_y_z(monkeypatch) -> None:
-    """A cue that is a point's x (y, z) grows along the first (second, third) axis of the logits."""
-    network = CarvingNetwork()
-    for axis in range(3):
-        monkeypatch.setattr(
-            carving, "carving_cues", lambda points, *_, axis=axis: points[:, axis : axis + 1].expand(-1, 8)
-        )
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.fill_(0.0)
-            network[0].weight[:, 0, 1, 1, 1] = network[2].weight[0, :, 1, 1, 1] = (
-                1.0  # no neighbours: a voxel's own cue
-            )
-            logits = network.carve(torch.zeros(2, 3, 3, 8, 8), RING[torch.tensor([[0, 1, 2], [1, 2, 3]])], 6)
-        assert logits.shape == (2, 6, 6, 6)
-        along = logits.diff(dim=axis + 1)
-        assert (along > 0).all()
-        assert logits.movedim(axis + 1, 0).flatten(1).std(dim=1).max() < 1e-6
+@torch.no_grad()
+@pytest.mark.parametrize(("resolution", "side"), [(8, 2), (8, 1), (9, 3), (10, 5)])
+def test_every_voxel_has_a_logit_at_any_resolution(resolution: int, side: int) -> None:
+    images, cameras = torch.rand(2, 3, 3, 16, 16), RING[torch.tensor([[0, 1, 2], [1, 2, 3]])]
+    logits = network_of().carve(images, cameras, torch.rand(2, side**3, 6), resolution)
+    assert logits.shape == (2, resolution, resolution, resolution)
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_token_is_heard_around_its_own_cell_and_axes_are_x_y_z() -> None:
+    network, side = network_of(), 4
+    for module in network.modules():
+        if isinstance(module, torch.nn.GroupNorm):  # its statistics reach all over the grid
+            module.forward = lambda x: x  # type: ignore[method-assign]
+    volume, tokens = torch.zeros(1, 24, 32, 32, 32), torch.zeros(1, side**3, 6)
+    told = tokens.clone()
+    told[0, (0 * side + 2) * side + 3] = 5.0  # x 0, y 2, z 3
+    change = (network(volume, told) - network(volume, tokens))[0].abs()
+    x, y, z = (change.sum(dim=[d for d in range(3) if d != axis]).argmax().item() // 8 for axis in range(3))
+    assert (x, y, z) == (0, 2, 3)
+    assert change[24:].max() < 0.1 * change[:8].max()
+
+
+@torch.no_grad()
+def test_the_volume_is_indexed_x_y_z(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the U-Net is given at a voxel are the cues and features of that voxel's centre."""
+    network, given = network_of(), []
+    monkeypatch.setattr(carving, "carving_cues", lambda points, *_: points[:, [0, 1, 2, 0, 1, 2, 0, 1]])
+    network.forward = lambda volume, tokens: given.append(volume) or volume[:, 0]  # type: ignore[method-assign, assignment, func-returns-value]
+    network.carve(torch.zeros(1, 4, 3, 8, 8), RING[None], torch.zeros(1, 1, 6), 4)
+    axis = (torch.arange(4) + 0.5) / 4 - 0.5
+    expected = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"))
+    torch.testing.assert_close(given[0][0, :3], expected)
+    assert given[0].shape == (1, 8 + 2 * carving.FEATURES, 4, 4, 4)
 
 
 def test_a_token_is_told_the_cues_at_its_anchor() -> None:

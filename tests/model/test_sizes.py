@@ -54,8 +54,18 @@ def test_the_paper_preset_differs_from_the_public_code_by_named_parameters_only(
     token_input = 40 * (384 + 768)  # 39 Fourier features and a bias, instead of a shared vector of width - 3
     shared_vector = (384 - 3) + (768 - 3)
     view_weight_bias = 6 + 16  # one a layer, which the softmax over views cancels
-    carving = (8 * 27 + 1) * 16 + 16 * 27  # cues of the fine voxels around each to its logit
+    pictures = (
+        (3 * 9 + 1) * 16 + (16 * 9 + 1) * 16 + (16 * 9 + 1) * 8
+    )  # to the features whose statistics the U-Net sees
+    twice = [
+        (24, 12),
+        (12, 24),
+        (24, 48),
+        (72, 24),
+        (36, 12),
+    ]  # its five pairs of convolutions, from and to so many channels
+    carving = pictures + sum(27 * (a * b + b * b) + 4 * b for a, b in twice) + (384 + 1) * 48 + 12
     hints = (8 + 1) * 768  # cues at an anchor point to its token
     total = size(proposal) + size(reconstruction)
     print(f"{total:,} parameters, the public code has {PUBLIC_CODE:,}")
-    assert total == PUBLIC_CODE + token_input - shared_vector - view_weight_bias + carving + hints == 334_612_032
+    assert total == PUBLIC_CODE + token_input - shared_vector - view_weight_bias + carving + hints == 334_837_092
