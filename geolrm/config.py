@@ -124,7 +124,6 @@ class Optimisation(Section):
     min_inputs: Count
     max_inputs: Count  # of the drawn views; the rest are targets
     learning_rate: Positive
-    muon: NotNegative = 0.0  # the blocks' matrices learn by Muon, at so many times that rate; 0: by AdamW, as all else
     weight_decay: NotNegative
     warmup: int
     clip: Positive

@@ -2,11 +2,11 @@
 
 In: a results folder with finished checkpoints and resume states in full precision. Out: numbered parts of at most 16 MiB, and
 from them the folder again. Convention: the parts are one tar, cut; weights travel as they are, AdamW's two moments in 8 bits,
-block by block of 256 with its largest value: the first, and Muon's only one, by the root of its share of it, signed, the second
-by the fourth root, so that small values keep their size, rounded up from zero since a step is divided by it. Trade: a state that
-travelled goes on nearly, not bit for bit; `state.json`, and later `checkpoint.json`, say after which steps it travelled. Parts
-come from outside when they are read: members are taken by name, never by path. Verified by error bounds, by a training that goes
-on after the trip, by the size of the preset small, and by damaged parts.
+block by block of 256 with its largest value: the first by the root of its share of it, signed, the second by the fourth root,
+so that small values keep their size, rounded up from zero since a step is divided by it. Trade: a state that travelled goes on
+nearly, not bit for bit; `state.json`, and later `checkpoint.json`, say after which steps it travelled. Parts come from outside
+when they are read: members are taken by name, never by path. Verified by error bounds, by a training that goes on after the
+trip, by the size of the preset small, and by damaged parts.
 """
 
 from __future__ import annotations
@@ -30,11 +30,7 @@ TOTAL_BYTES = 60 << 20  # of 64 MiB, which the code shares
 BLOCK = 256
 MOMENTS = "optimiser.safetensors"
 STATE = "state.json"
-LEVELS = {
-    "exp_avg": (127, 2),
-    "momentum_buffer": (127, 2),
-    "exp_avg_sq": (255, 4),
-}  # steps of the code, and the root that is coded
+LEVELS = {"exp_avg": (127, 2), "exp_avg_sq": (255, 4)}  # steps of the code, and the root that is coded
 
 
 def compressed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -139,74 +139,19 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, step: int, optimisation:
     """Give the optimiser the rate of this step, and say which."""
     rate = learning_rate(step, optimisation)
     for group in optimiser.param_groups:
-        group["lr"] = rate * group["times"]
+        group["lr"] = rate
     return rate
 
 
-class Pair(torch.optim.Optimizer):
-    """Two optimisers that look like one: the parameters of the second are numbered after those of the first."""
-
-    def __init__(self, first: torch.optim.Optimizer, second: torch.optim.Optimizer) -> None:
-        self.both = (first, second)
-        self.defaults: dict[str, Any] = {}
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        return [group for one in self.both for group in one.param_groups]
-
-    @property
-    def state(self) -> dict[Tensor, Any]:  # type: ignore[override]
-        return {parameter: entry for one in self.both for parameter, entry in one.state.items()}
-
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for one in self.both:
-            one.step()
-
-    def _offset(self) -> int:
-        return sum(len(group["params"]) for group in self.both[0].param_groups)
-
-    def state_dict(self) -> dict[str, Any]:
-        first, second = (one.state_dict() for one in self.both)
-        offset = self._offset()
-        moved = [group | {"params": [i + offset for i in group["params"]]} for group in second["param_groups"]]
-        return {
-            "state": first["state"] | {i + offset: entry for i, entry in second["state"].items()},
-            "param_groups": first["param_groups"] + moved,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put moments back in place; the groups stay as they are."""
-        offset = self._offset()
-        for one, start, end in ((self.both[0], 0, offset), (self.both[1], offset, math.inf)):
-            entries = {i - start: entry for i, entry in state_dict["state"].items() if start <= i < end}
-            one.load_state_dict({"state": entries, "param_groups": one.state_dict()["param_groups"]})
-
-
-def matrices_of_blocks(network: nn.Module) -> list[nn.Parameter]:
-    """The matrices inside the blocks of all transformers, DINOv2's among them: what Muon is made for."""
-    named = network.named_parameters()
-    inside = [p for name, p in named if any(part in ("blocks", "layer", "layers") for part in name.split("."))]
-    return [p for p in inside if p.requires_grad and p.ndim == 2 and min(p.shape) > 1]
-
-
-def make_optimiser(network: nn.Module, optimisation: Optimisation) -> torch.optim.Optimizer:
-    """AdamW (paper, Table A); norms, biases and other vectors do not decay. Where the settings ask for it, the blocks' matrices
-    learn by Muon instead (Jordan et al. 2024), its steps scaled to the size of AdamW's (Liu et al. 2025)."""
-    o = optimisation
-    apart = matrices_of_blocks(network) if o.muon else []
-    known = {id(p) for p in apart}
-    parameters = [p for p in network.parameters() if p.requires_grad and id(p) not in known]
+def make_optimiser(network: nn.Module, optimisation: Optimisation) -> torch.optim.AdamW:
+    """AdamW (paper, Table A); norms, biases and other vectors do not decay."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": o.weight_decay, "times": 1.0},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0, "times": 1.0},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optimisation.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     fused = parameters[0].is_cuda  # one kernel for all of them
-    adamw = torch.optim.AdamW(groups, lr=o.learning_rate, betas=(0.9, 0.95), fused=fused)
-    if not apart:
-        return adamw
-    group = {"params": apart, "times": o.muon}
-    muon = torch.optim.Muon([group], weight_decay=o.weight_decay, adjust_lr_fn="match_rms_adamw")
-    return Pair(adamw, muon)
+    return torch.optim.AdamW(groups, lr=optimisation.learning_rate, betas=(0.9, 0.95), fused=fused)
 
 
 def _memory(network: nn.Module) -> int:

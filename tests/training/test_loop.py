@@ -332,36 +332,6 @@ def test_only_matrices_decay(tiny_params: Params) -> None:
     assert len(decaying["params"]) + len(others["params"]) == sum(1 for p in network.parameters() if p.requires_grad)
 
 
-def test_with_muon_the_blocks_matrices_are_its_own_and_every_weight_has_one_optimiser(tiny_params: Params) -> None:
-    params = changed(tiny_params, "reconstruction", muon=4.0)
-    network = make_stage(params, "reconstruction").network
-    optimiser = loop.make_optimiser(network, params.reconstruction.optimisation)
-    *adamw, muon = optimiser.param_groups
-    of_muon = {id(p) for p in muon["params"]}
-    for name, parameter in network.named_parameters():
-        inside = "transformer.blocks." in name or ".layer" in name
-        assert (id(parameter) in of_muon) == (inside and parameter.ndim == 2 and min(parameter.shape) > 1), name
-    everyone = [id(p) for group in optimiser.param_groups for p in group["params"]]
-    assert sorted(everyone) == sorted(id(p) for p in network.parameters() if p.requires_grad)
-    rate = loop.set_learning_rate(optimiser, 3, params.reconstruction.optimisation)
-    assert [group["lr"] for group in optimiser.param_groups] == [rate, rate, 4.0 * rate]
-
-
-@pytest.mark.parametrize("name", ["proposal", "reconstruction"])
-def test_with_muon_too_a_training_goes_on_bit_for_bit(
-    name: str, tiny_params: Params, tiny_dataset: Path, tmp_path: Path
-) -> None:
-    params = changed(tiny_params, name, muon=2.0)
-    run(make_stage(params, name), tiny_dataset, tmp_path / "whole")
-    run(make_stage(params, name), tiny_dataset, tmp_path / "pieces", stop_after=3)
-    run(make_stage(params, name, seed=99), tiny_dataset, tmp_path / "pieces")
-    assert lines(tmp_path / "whole") == lines(tmp_path / "pieces")
-    weights = [(tmp_path / part / "checkpoint.safetensors").read_bytes() for part in ("whole", "pieces")]
-    assert weights[0] == weights[1]
-    run(make_stage(changed(tiny_params, name), name), tiny_dataset, tmp_path / "adamw")
-    assert weights[0] != (tmp_path / "adamw" / "checkpoint.safetensors").read_bytes()
-
-
 def test_the_gradient_is_clipped_to_its_norm(tiny_params: Params, tiny_dataset: Path, tmp_path: Path) -> None:
     stage = make_stage(changed(tiny_params, "proposal", clip=0.01), "proposal")
     run(stage, tiny_dataset, tmp_path, stop_after=1)
