@@ -5,7 +5,17 @@ import torch
 
 from geolrm.cameras import orbit
 from geolrm.model import carving
-from geolrm.model.carving import AnchorCues, CarvingNetwork, carving_cues, feature_statistics, look_up
+from geolrm.model.carving import (
+    CUES,
+    FEATURES,
+    STATISTICS,
+    AnchorCues,
+    CarvingNetwork,
+    carving_cues,
+    feature_statistics,
+    look_up,
+    neighbouring,
+)
 
 RING = orbit(torch.arange(4) * 90.0, torch.zeros(4), radius=2.0, fov=39.6)
 
@@ -47,49 +57,114 @@ def test_the_picture_is_read_where_the_point_projects() -> None:
     torch.testing.assert_close(colours[0, :, 0], torch.tensor([1.0, 0.0]))
 
 
-def test_features_of_views_that_agree_have_their_mean_and_no_deviation() -> None:
-    maps = torch.tensor([0.3, -2.0])[:, None, None].expand(1, 4, 2, 8, 8)
-    found = feature_statistics(torch.zeros(3, 3), maps, RING[None])
-    torch.testing.assert_close(found, torch.tensor([0.3, -2.0, 0, 0])[None, :, None].expand(1, 4, 3), atol=2e-4, rtol=0)
+def uniform(*levels: float) -> torch.Tensor:
+    """Maps (1, V, C, 8, 8) of views that show one level each, in every channel."""
+    return torch.tensor(levels, dtype=torch.float32).reshape(1, -1, 1, 1, 1).expand(1, len(levels), FEATURES + 3, 8, 8)
+
+
+def parts_of(statistics: torch.Tensor) -> list[torch.Tensor]:
+    """Mean, deviation and pairs of (STATISTICS, M), all channels of the first two being alike."""
+    mean, deviation, pairs = statistics.split([FEATURES, FEATURES, 4])
+    for part in (mean, deviation):
+        torch.testing.assert_close(part, part[:1].expand_as(part))
+    torch.testing.assert_close(pairs[1::2].clamp(max=2.0), (4 * pairs[::2]).clamp(max=2.0))  # colours count fourfold
+    return [mean[0], deviation[0], pairs[::2]]
+
+
+@pytest.mark.parametrize("views", [1, 2, 3, 4])
+def test_views_that_agree_have_their_mean_no_deviation_and_no_different_pairs(views: int) -> None:
+    found = feature_statistics(torch.zeros(3, 3), uniform(*[0.3] * views), RING[None, :views])[0]
+    mean, deviation, pairs = parts_of(found)
+    torch.testing.assert_close(mean, torch.full((3,), 0.3))
+    torch.testing.assert_close(deviation, torch.zeros(3), atol=2e-4, rtol=0)
+    torch.testing.assert_close(pairs, torch.zeros(2, 3))
 
 
 def test_features_count_in_the_views_that_see_a_point_and_nowhere_else() -> None:
-    maps = torch.tensor([5.0, 1.0, 3.0, 1.0]).reshape(1, 4, 1, 1, 1).expand(1, 4, 1, 8, 8)
     seen_by_all, beside_the_first, by_none = (
         torch.zeros(3),
-        torch.tensor([1.5, 0.6, 0.0]),
+        torch.tensor([0.5, 0.56, 0.0]),
         torch.tensor([0.0, 0.0, 5.0]),
     )
     points = torch.stack([seen_by_all, beside_the_first, by_none])
     visible = look_up(points[1:2], torch.zeros(4, 3, 8, 8), RING)[1].flatten()
-    assert not visible[0]
-    values = torch.tensor([5.0, 1.0, 3.0, 1.0])
-    mean, deviation = feature_statistics(points, maps, RING[None])[0]
+    assert visible.tolist() == [False, True, True, True]
+    values = torch.tensor([0.5, 0.1, 0.3, 0.1])
+    mean, deviation, pairs = parts_of(feature_statistics(points, uniform(0.5, 0.1, 0.3, 0.1), RING[None])[0])
     kept = values[visible]
-    assert mean.tolist() == pytest.approx([2.5, kept.mean().item(), 0.0], abs=1e-5)
+    assert mean.tolist() == pytest.approx([0.25, kept.mean().item(), 0.0], abs=1e-5)
     assert deviation.tolist() == pytest.approx(
         [values.std(correction=0).item(), kept.std(correction=0).item(), 0.0], abs=2e-4
     )
+    third, two_thirds = (
+        pairs.tolist()
+    )  # eight pairs: four differ by 0.2, four by 0.4; beside the first four by 0.2 are left
+    assert third == pytest.approx([0.2, 0.2, carving.UNSEEN], abs=1e-5)
+    assert two_thirds == pytest.approx([(4 * 0.2 + 2 * 0.4) / 6, (4 * 0.2 + 2 * carving.UNSEEN) / 6, carving.UNSEEN])
 
 
-def test_features_are_the_same_at_once_and_view_by_view_and_in_any_order() -> None:
+def test_neighbours_that_see_a_surface_agree_though_over_all_views_it_looks_like_nothing() -> None:
+    ring = orbit(torch.arange(8) * 45.0, torch.zeros(8), radius=2.0, fov=39.6)[None]
+    surface = parts_of(feature_statistics(torch.zeros(1, 3), uniform(1, 1, 1, 1, 0.5, 0.7, 0.5, 0.7), ring)[0])
+    nothing = parts_of(feature_statistics(torch.zeros(1, 3), uniform(1, 0.5, 1, 0.7, 1, 0.5, 1, 0.7), ring)[0])
+    assert surface[1].item() == pytest.approx(nothing[1].item(), abs=1e-4)
+    assert surface[2][0].item() == 0
+    assert nothing[2][0].item() > 0.29
+
+
+def test_neighbours_are_the_two_nearest_directions() -> None:
+    around = torch.tensor([0.0, 200.0, 30.0, 170.0, 15.0])
+    found = neighbouring(orbit(around, torch.zeros(5), radius=2.0, fov=39.6)[None])[0]
+    assert [set(pair) for pair in found.tolist()] == [{4, 2}, {3, 0}, {4, 0}, {1, 2}, {0, 2}]
+
+
+def test_features_are_the_same_for_views_in_any_order() -> None:
     random = torch.Generator().manual_seed(0)
-    maps, points = torch.randn(1, 4, 3, 8, 8, generator=random), torch.rand(50, 3, generator=random) - 0.5
-    together = feature_statistics(points, maps, RING[None])
-    with torch.no_grad():
-        one_by_one = feature_statistics(points, maps, RING[None])
-    torch.testing.assert_close(one_by_one, together, atol=1e-5, rtol=1e-5)
+    maps = torch.randn(1, 4, FEATURES + 3, 8, 8, generator=random)
+    points = torch.rand(50, 3, generator=random) - 0.5
     order = torch.tensor([2, 0, 3, 1])
     torch.testing.assert_close(
-        feature_statistics(points, maps[:, order], RING[None, order]), together, atol=1e-5, rtol=1e-5
+        feature_statistics(points, maps[:, order], RING[None, order]),
+        feature_statistics(points, maps, RING[None]),
+        atol=1e-5,
+        rtol=1e-5,
     )
 
 
 def test_features_learn_even_where_views_agree_to_the_bit() -> None:
-    maps = torch.ones(1, 4, 2, 8, 8, requires_grad=True)
+    maps = torch.ones(1, 4, FEATURES + 3, 8, 8, requires_grad=True)
     feature_statistics(torch.zeros(3, 3), maps, RING[None]).sum().backward()
     assert maps.grad is not None
     assert maps.grad.isfinite().all()
+
+
+def test_a_large_grid_in_chunks_gives_the_same_logits_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, random = network_of(), torch.Generator().manual_seed(0)
+    images, tokens = torch.rand(2, 3, 3, 16, 16, generator=random), torch.rand(2, 8, 6, generator=random)
+    cameras, found = RING[torch.tensor([[0, 1, 2], [1, 2, 3]])], []
+    for chunk in (1 << 16, 100):
+        monkeypatch.setattr(carving, "CHUNK", chunk)
+        network.zero_grad()
+        logits = network.carve(images, cameras, tokens, 8)
+        logits.square().sum().backward()
+        gradients = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
+        assert len(gradients) == len(list(network.parameters()))
+        found.append([logits.detach(), *gradients])
+    for whole, chunked in zip(*found, strict=True):
+        torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=1e-4)
+
+
+def test_a_volume_finer_than_the_features_grid_takes_them_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, asked = network_of(), []
+    statistics = carving.feature_statistics
+    monkeypatch.setattr(
+        carving, "feature_statistics", lambda points, *rest: asked.append(len(points)) or statistics(points, *rest)
+    )
+    monkeypatch.setattr(carving, "FINEST", 4)
+    with torch.no_grad():
+        logits = network.carve(torch.rand(1, 4, 3, 16, 16), RING[None], torch.rand(1, 8, 6), 8)
+    assert logits.shape == (1, 8, 8, 8)
+    assert asked == [4**3]
 
 
 def network_of(width: int = 6) -> CarvingNetwork:
@@ -113,7 +188,7 @@ def test_a_token_is_heard_around_its_own_cell_and_axes_are_x_y_z() -> None:
     for module in network.modules():
         if isinstance(module, torch.nn.GroupNorm):  # its statistics reach all over the grid
             module.forward = lambda x: x  # type: ignore[method-assign]
-    volume, tokens = torch.zeros(1, 24, 32, 32, 32), torch.zeros(1, side**3, 6)
+    volume, tokens = torch.zeros(1, CUES + STATISTICS, 32, 32, 32), torch.zeros(1, side**3, 6)
     told = tokens.clone()
     told[0, (0 * side + 2) * side + 3] = 5.0  # x 0, y 2, z 3
     change = (network(volume, told) - network(volume, tokens))[0].abs()
@@ -132,7 +207,7 @@ def test_the_volume_is_indexed_x_y_z(monkeypatch: pytest.MonkeyPatch) -> None:
     axis = (torch.arange(4) + 0.5) / 4 - 0.5
     expected = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"))
     torch.testing.assert_close(given[0][0, :3], expected)
-    assert given[0].shape == (1, 8 + 2 * carving.FEATURES, 4, 4, 4)
+    assert given[0].shape == (1, CUES + STATISTICS, 4, 4, 4)
 
 
 def test_a_token_is_told_the_cues_at_its_anchor() -> None:
