@@ -131,7 +131,7 @@ def test_features_are_the_same_for_views_in_any_order() -> None:
 
 
 def test_features_learn_even_where_views_agree_to_the_bit() -> None:
-    maps = torch.ones(1, 4, FEATURES + 3, 8, 8, requires_grad=True)
+    maps = torch.zeros(1, 4, FEATURES + 3, 8, 8, requires_grad=True)  # exactly no deviation
     feature_statistics(torch.zeros(3, 3), maps, RING[None]).sum().backward()
     assert maps.grad is not None
     assert maps.grad.isfinite().all()
@@ -197,16 +197,21 @@ def test_a_token_is_heard_around_its_own_cell_and_axes_are_x_y_z() -> None:
 
 
 @torch.no_grad()
-def test_the_volume_is_indexed_x_y_z(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the U-Net is given at a voxel are the cues and features of that voxel's centre."""
-    network, given = network_of(), []
+@pytest.mark.parametrize("finest", [64, 8])
+def test_the_volume_is_indexed_x_y_z(finest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the U-Net is given at a voxel are the cues and features of that voxel's centre, also from a coarser grid."""
+    network, given, inside = network_of(), [], slice(1, -1)
+    monkeypatch.setattr(carving, "FINEST", finest)
     monkeypatch.setattr(carving, "carving_cues", lambda points, *_: points[:, [0, 1, 2, 0, 1, 2, 0, 1]])
+    monkeypatch.setattr(carving, "feature_statistics", lambda points, *_: points.T[None, torch.arange(STATISTICS) % 3])
     network.forward = lambda volume, tokens: given.append(volume) or volume[:, 0]  # type: ignore[method-assign, assignment, func-returns-value]
-    network.carve(torch.zeros(1, 4, 3, 8, 8), RING[None], torch.zeros(1, 1, 6), 4)
-    axis = (torch.arange(4) + 0.5) / 4 - 0.5
+    network.carve(torch.zeros(1, 4, 3, 8, 8), RING[None], torch.zeros(1, 1, 6), 16)
+    axis = (torch.arange(16) + 0.5) / 16 - 0.5
     expected = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"))
-    torch.testing.assert_close(given[0][0, :3], expected)
-    assert given[0].shape == (1, CUES + STATISTICS, 4, 4, 4)
+    assert given[0].shape == (1, CUES + STATISTICS, 16, 16, 16)
+    for first in (0, CUES):
+        found = given[0][0, first : first + 3]
+        torch.testing.assert_close(found[:, inside, inside, inside], expected[:, inside, inside, inside])
 
 
 def test_a_token_is_told_the_cues_at_its_anchor() -> None:
